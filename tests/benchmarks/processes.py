@@ -1,0 +1,70 @@
+"""Rows that need processes of their own: imports, the first step, memory, checkpoints, two-process training.
+
+Each contender runs `python -m tests.benchmarks.child TASK CONTENDER`, which prints numbers by name as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.benchmarks.contenders import installed
+from tests.benchmarks.measure import Budget, Row, Samples
+
+
+def child(task: str, contender: str, *arguments: Any, processes: int = 1) -> dict[str, float]:
+    """Run a task in a fresh interpreter and return what it printed last."""
+    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
+    command = [sys.executable, *launch, "-m", "tests.benchmarks.child", task, contender, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise RuntimeError(f"{' '.join(command)} printed no result:\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1])  # type: ignore[no-any-return]
+
+
+def gather(task: str, count: int, *arguments: Any, processes: int = 1) -> dict[str, Samples]:
+    """Run all contenders in turn, `count` times: name of the number -> contender -> one per round."""
+    found: dict[str, Samples] = {}
+    for _ in range(count):
+        for contender in ("bare", *installed()):
+            for name, number in child(task, contender, *arguments, processes=processes).items():
+                found.setdefault(name, {}).setdefault(contender, []).append(number)
+    return found
+
+
+def start(count: int) -> list[Row]:
+    """Importing, the way to the first step, and the peak memory of a small fit."""
+    found = gather("start", count)
+    return [
+        Row("import, torch included", "ms", found["import"], Budget(ratio=1.05), note="CPU time"),
+        Row("from nothing to the end of the first step", "ms", found["first"], note="CPU time"),
+        Row("peak memory of a small fit", "MB", found["mb"]),
+    ]
+
+
+def checkpoint(megabytes: int, count: int) -> list[Row]:
+    """Saving, loading and saving in the background, of one tensor file of so many megabytes."""
+    found = gather("checkpoint", count, megabytes)
+    size = f"{megabytes} MB"
+    return [
+        Row(f"save {size}", "ms", found["save"], Budget(ratio=1.05), note="bare: torch.save"),
+        Row(f"memory while saving {size}", "MB", found["save_mb"], note="growth of the peak"),
+        Row(f"load {size}", "ms", found["load"], Budget(ratio=0.3), note="bare: torch.load"),
+        Row(f"stall of an asynchronous save of {size}", "ms", found["stall"], Budget(ratio=1.0),
+            note="bare: a copy in memory"),
+    ]  # fmt: skip
+
+
+def ddp(count: int, steps: int) -> list[Row]:
+    """A step on two processes."""
+    rows = []
+    for what, width, rows_of_batch, limit in (("tiny model", 32, 16, 1.05), ("model of about 3 ms", 600, 64, 1.02)):
+        samples = gather("ddp", count, width, rows_of_batch, steps, processes=2)
+        sums = {name: {round(s, 6) for s in values} for name, values in samples["weights"].items()}
+        same = len(set().union(*sums.values())) == 1
+        rows.append(Row(f"step on two processes, {what}", "µs", samples["us"], Budget(ratio=limit), same))
+        rows.append(Row(f"the same, {what}", "µs", samples["cpu_us"], same_work=same, note="CPU time of one process"))
+    return rows

@@ -1,0 +1,171 @@
+"""Profilers: what they measure, print and write."""
+
+from __future__ import annotations
+
+import json
+import pstats
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from engine.errors import MisconfigurationException
+from engine.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+    select_profiler,
+)
+
+STEP = "[LightningModule]Net.training_step"
+
+
+def _cells(report: str, name: str) -> list[str]:
+    return next(line for line in report.splitlines() if line.startswith(name)).removeprefix(name).split()
+
+
+def test_simple_counts_and_adds_up() -> None:
+    profiler = SimpleProfiler()
+    profiler.setup("fit")
+    for _ in range(3):
+        with profiler.profile(STEP), profiler.profile("inner"):
+            time.sleep(0.002)
+    report = profiler.summary()
+    total, mean, calls, percent = _cells(report, STEP)
+    assert calls == "3"
+    assert float(total) >= 0.006
+    assert float(mean) == pytest.approx(1000 * float(total) / 3, abs=0.4)
+    assert 0 < float(percent) <= 100
+    assert report.startswith("FIT profile")
+    assert report.index(STEP) < report.index("inner")
+
+
+def test_simple_without_the_extra_columns() -> None:
+    profiler = SimpleProfiler(extended=False)
+    with profiler.profile("a"):
+        pass
+    assert len(_cells(profiler.summary(), "a")) == 2
+    assert "Percent" not in profiler.summary()
+
+
+def test_simple_counts_an_action_inside_itself_and_one_that_fails() -> None:
+    profiler = SimpleProfiler()
+    with suppress(KeyError), profiler.profile("a"), profiler.profile("a"):
+        raise KeyError
+    assert _cells(profiler.summary(), "a")[2] == "2"
+
+
+def test_an_empty_report_has_its_header() -> None:
+    assert "Action" in SimpleProfiler().summary()
+
+
+@pytest.mark.parametrize("profiler", [SimpleProfiler(), AdvancedProfiler(), PyTorchProfiler()])
+def test_stopping_what_never_started_is_an_error(profiler: Profiler) -> None:
+    with pytest.raises(ValueError, match="with profiler"):
+        profiler.stop("a")
+
+
+def test_describe_prints_or_appends_to_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for profiler in (SimpleProfiler(), SimpleProfiler(filename="times")):
+        profiler.setup("fit", 0, tmp_path / "logs")
+        with profiler.profile("a"):
+            pass
+        profiler.describe()
+    assert capsys.readouterr().out.count("FIT profile") == 1
+    profiler.describe()
+    assert (tmp_path / "logs" / "fit-times-0.txt").read_text().count("FIT profile") == 2
+
+
+def test_describe_is_silent_on_other_ranks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("engine.profilers.rank_zero_only.rank", 1)
+    SimpleProfiler().describe()
+    assert capsys.readouterr().out == ""
+
+
+def _slow_outer() -> None:
+    time.sleep(0.001)
+
+
+def _slow_inner() -> None:
+    time.sleep(0.001)
+
+
+def test_advanced_lists_functions_under_their_own_action(tmp_path: Path) -> None:
+    profiler = AdvancedProfiler(tmp_path, dump_stats=True)
+    with profiler.profile("outer"):
+        _slow_outer()
+        with profiler.profile("[Net]inner"):
+            _slow_inner()
+        _slow_outer()
+    outer, inner = profiler.summary().split("[Net]inner")
+    assert "_slow_outer" in outer
+    assert "_slow_inner" not in outer
+    assert "_slow_inner" in inner
+    stats = pstats.Stats(str(tmp_path / "profile-outer.prof"))
+    assert any(name == "_slow_outer" and calls[0] == 2 for (_, _, name), calls in stats.stats.items())  # type: ignore[attr-defined]
+    assert (tmp_path / "profile-_Net_inner.prof").exists()
+
+
+def test_advanced_lets_go_of_python_after_an_error() -> None:
+    profiler = AdvancedProfiler()
+    profiler.start("a")
+    profiler.teardown("fit")
+    other = AdvancedProfiler()
+    with other.profile("b"):
+        _slow_inner()
+    assert "_slow_inner" in other.summary()
+
+
+def _train(profiler: Profiler, steps: int) -> None:
+    profiler.setup("fit", 0)
+    for _ in range(steps):
+        with profiler.profile("batch"), profiler.profile(STEP):
+            torch.ones(8, 8) @ torch.ones(8, 8)
+    profiler.describe()
+    profiler.teardown("fit")
+
+
+def test_pytorch_writes_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _train(PyTorchProfiler(tmp_path), steps=6)
+    assert "aten::mm" in capsys.readouterr().out
+    (trace,) = tmp_path.glob("fit-trace-0-*.pt.trace.json")
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert names.count("aten::mm") == 3
+    assert STEP in names
+
+
+def test_pytorch_says_when_the_run_was_too_short(capsys: pytest.CaptureFixture[str]) -> None:
+    _train(PyTorchProfiler(), steps=1)
+    assert "nothing recorded in 1 steps" in capsys.readouterr().out
+
+
+def test_pytorch_takes_arguments_of_torch_and_can_run_again(capsys: pytest.CaptureFixture[str]) -> None:
+    profiler = PyTorchProfiler(export_to_chrome=False, schedule=None, group_by_input_shapes=True, row_limit=-1)
+    _train(profiler, steps=2)
+    _train(profiler, steps=2)
+    out = capsys.readouterr().out
+    assert out.count("FIT profile") == 2
+    assert out.count("[[8, 8], [8, 8]]") >= 2
+
+
+def test_profilers_by_name() -> None:
+    assert type(select_profiler("simple")) is SimpleProfiler
+    assert type(select_profiler("Advanced")) is AdvancedProfiler
+    assert type(select_profiler("pytorch")) is PyTorchProfiler
+    own = SimpleProfiler()
+    assert select_profiler(own) is own
+    off = select_profiler(None)
+    assert isinstance(off, PassThroughProfiler)
+    assert not off.is_on
+    assert own.is_on
+    with off.profile("anything"):
+        assert off.summary() == ""
+
+
+@pytest.mark.parametrize("value", ["simpel", 3, SimpleProfiler])
+def test_other_profilers_are_refused(value: object) -> None:
+    with pytest.raises(MisconfigurationException, match="'simple', 'advanced', 'pytorch'"):
+        select_profiler(value)  # type: ignore[arg-type]
