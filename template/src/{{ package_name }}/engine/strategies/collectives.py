@@ -1,10 +1,14 @@
 """Moving tensors between ranks, as far as torch does not have it ready.
 
-Owns: which backend a kind of device takes, and gathering with gradients. Does not own: when (`processes`).
+Owns: which backend a kind of device takes, gathering with gradients, and gloo's end. Does not own: when (`processes`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,3 +62,22 @@ def gather(tensor: Tensor, group: Any) -> Tensor:
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, tensor.detach().contiguous(), group=group)
     return torch.stack(parts)
+
+
+def let_gloo_finish() -> None:
+    """Return when gloo's threads sleep, for at most five seconds.
+
+    One that gives a tensor back needs Python, and aborts the process where Python has ended meanwhile
+    (pytorch/pytorch#179291). Destroying the group does not end them: DistributedDataParallel keeps it.
+    """
+    deadline, times_asleep = time.monotonic() + 5.0, 0
+    while times_asleep < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)  # Python is theirs meanwhile
+        times_asleep = 0 if _is_gloo_awake() else times_asleep + 1
+
+
+def _is_gloo_awake() -> bool:
+    threads = Path("/proc/self/task").glob("*/stat")  # Linux; elsewhere there are none
+    with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+        return any(re.search(r"\(pt_gloo_runloop\) [^S]", thread.read_text()) for thread in threads)
+    return True

@@ -26,7 +26,7 @@ from ..accelerators import Accelerator, select_accelerator
 from ..distributed import log, rank_zero_only
 from ..errors import MisconfigurationException
 from .base import Strategy
-from .collectives import FLIGHT_HINT, FLIGHT_RECORDER, Gather, default_backend, gather
+from .collectives import FLIGHT_HINT, FLIGHT_RECORDER, Gather, default_backend, gather, let_gloo_finish
 from .launch import GRACE_S, Place, launched_place, run_again, run_in_workers, start_method_for
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)  # torch's own for gloo
@@ -273,6 +273,7 @@ class ProcessesStrategy(Strategy):
         if dist.is_initialized():
             with contextlib.suppress(RuntimeError):  # a rank that failed may have left already
                 dist.destroy_process_group()
+            let_gloo_finish()
         _store = None
 
     # Failing.
