@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from .build import complete
 from .config import Config, find_root, load, preset_names
 from .engine import LightningModule, Trainer
-from .engine.errors import EngineError
+from .engine.errors import EngineError, pip_install
 from .record import git
 from .sources import ProjectError
 from .tracking import tracking_uri
@@ -85,7 +85,7 @@ def _versions(root: Path) -> Iterator[Finding]:
 
 
 def _version(requirement: Requirement) -> Finding:
-    fix = f"pip install '{requirement}'"
+    fix = f"{pip_install()} '{requirement}'"
     try:
         found = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:

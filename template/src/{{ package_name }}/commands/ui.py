@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ..config import load
+from ..engine.errors import pip_install
 from ..sources import ProjectError
 from .train import ConfigFile, Overrides, Presets
 
@@ -74,7 +75,7 @@ def _serve(command: list[str], environment: dict[str, str]) -> int:
 def _require(module: str, has_runs: bool, host: str, port: int) -> None:
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        raise ProjectError(f"`ui` needs {package}, which is not installed: pip install {package}")
+        raise ProjectError(f"`ui` needs {package}, which is not installed: {pip_install()} {package}")
     if not has_runs:
         raise ProjectError("There is nothing to look at yet: no run has been made here. Train first: fit.")
     if not host:  # which a server takes for every address there is

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import dis
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,8 +94,13 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         distribution = module.partition(".")[0]
         raise MissingExtraError(
             f"{purpose} needs `{distribution}`, which is not installed ({error}). "
-            f"Install the extra `{extra}` of this project: `pip install -e '.[{extra}]'`."
+            f"Install the extra `{extra}` of this project: `{pip_install()} -e '.[{extra}]'`."
         ) from error
+
+
+def pip_install() -> str:
+    """Return the command that installs into this environment: one that uv has made has no pip of its own."""
+    return "pip install" if importlib.util.find_spec("pip") else "uv pip install"
 
 
 class EndsAtCaller(contextlib.ContextDecorator):
