@@ -44,6 +44,10 @@ FACTS_OF_OURS: dict[str, tuple[Any, str]] = {
 }
 
 
+ROUNDING = 1e-4  # of single precision, after some steps: processors differ in their vector instructions
+DIVERGES = {"tuner": ".lr_linear.loss"}  # at learning rates of up to 1 the loss multiplies what was rounded
+
+
 @pytest.fixture(scope="module")
 def fw() -> Framework:
     return load_framework(FRAMEWORK)
@@ -73,8 +77,13 @@ def test_jobs_leave_the_recorded_numbers(fw: Framework, path: Path) -> None:
     expected = json.loads(path.read_text())
     name = expected["job"]
     got = jobs.record(fw, name, {**jobs.JOBS, **more_jobs.JOBS}[name])
-    found = differences(without_brand(expected["result"]), without_brand(json.loads(json.dumps(got["result"]))))
-    assert not found, f"{name}:\n{describe(found)}"
+    left, expected = without_brand(json.loads(json.dumps(got["result"]))), without_brand(expected["result"])
+    found = differences(expected, left, rtol=ROUNDING)
+    diverging = [difference for difference in found if DIVERGES.get(name, "-") in difference[0]]
+    assert found == diverging, f"{name}:\n{describe(found)}"
+    if diverging:
+        found = differences(expected, left, rtol=0.02)
+        assert not found, f"{name}:\n{describe(found)}"
 
 
 @pytest.mark.parametrize("path", recorded("found"), ids=name_of)
