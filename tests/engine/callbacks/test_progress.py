@@ -372,7 +372,8 @@ def test_rich_theme_columns_and_task(always: None) -> None:
     seen: list[Any] = []
     _, out = rich_bar(80)
     theme = RichProgressBarTheme(description="red")
-    fit(Short(theme=theme, console_kwargs={"file": out, "force_terminal": True, "width": 80}))
+    console = {"file": out, "force_terminal": True, "width": 80, "color_system": "standard"}
+    fit(Short(theme=theme, console_kwargs=console))
     assert seen[0] == (1, 3)
     assert "\x1b[31mEpoch" in out.getvalue()
     assert "val_loss" not in out.getvalue()

@@ -184,8 +184,9 @@ def test_a_new_best_that_had_to_wait_is_told_with_its_own_value(server: WebhookS
         def validation_step(self, batch: Any, batch_idx: int) -> None:
             self.log("acc", torch.tensor([0.1, 0.9, 0.5, 0.4][self.current_epoch]))
 
-    class Pause(Callback):
+    class Pause(Patient):
         def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+            self.on_train_epoch_start(trainer)  # the gap begins when the first message has been sent
             time.sleep(0.4 if trainer.current_epoch == 1 else 0.0)
 
     fit(Prompt("1h", monitor="acc", min_gap_s=0.3), Pause(), model=Peak(), max_epochs=4, num_sanity_val_steps=0)

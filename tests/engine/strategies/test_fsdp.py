@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,19 @@ def test_a_sharded_checkpoint_runs_no_code(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not belong there"):
         Stack.load_from_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "owned").exists()
+
+
+def test_members_of_an_enumeration_are_read_as_older_pythons_pickle_them(tmp_path: Path) -> None:
+    """Python 3.11.0 to 3.11.3, Debian 12's among them, write `getattr(kind, name)`."""
+    module, _ = fit(2, FSDPStrategy(state_dict_type="sharded"), tmp_path, max_epochs=1)
+    file = tmp_path / "last.ckpt" / ".metadata"
+
+    class Older(pickle._Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+    metadata = pickle.loads(file.read_bytes())
+    with file.open("wb") as target:
+        Older(target).dump(metadata)
+    assert b"getattr" in file.read_bytes()
+    torch.testing.assert_close(weights(Stack.load_from_checkpoint(tmp_path / "last.ckpt")), weights(module))

@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from .distributed import rank_zero_warn
+from .distributed import log, rank_zero_warn
 from .errors import CheckpointError, did_you_mean
 from .inert import find_strangers, read_inert
 from .sealed import seal, verify
@@ -72,7 +72,7 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
             f"The checkpoint {path} could not be written ({type(error).__name__}: {error}). Older checkpoints are as "
             f"they were. {_remedy(error)}"
         )
-        failure.may_pass = isinstance(error, OSError)
+        failure.may_pass, failure.path = isinstance(error, OSError), str(path)
         raise failure from error
 
 
@@ -317,11 +317,14 @@ class CheckpointIO:
         return read(path, map_location, weights_only is not False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, file or folder, if it is there."""
-        if Path(path).is_dir():
-            shutil.rmtree(path)
-        else:
-            Path(path).unlink(missing_ok=True)
+        """Remove a checkpoint, file or folder, if it is there. One that the file system keeps is named and left."""
+        try:
+            if Path(path).is_dir():
+                shutil.rmtree(path)
+            else:
+                Path(path).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("The older checkpoint %s could not be removed (%s), and stays.", path, error)
 
     def teardown(self) -> None:
         """Finish what is under way, at the end of a run."""
@@ -334,8 +337,9 @@ class TorchCheckpointIO(CheckpointIO):
 class AsyncCheckpointIO(CheckpointIO):
     """Writes in the background: `save_checkpoint` returns when everything is copied to host memory.
 
-    At most one save is under way: the next one, loading and `teardown` wait for it, and raise what went wrong in it.
-    Removals wait in the same line, and are left out after a failed save, so that the last good file stays.
+    At most one save is under way: the next one, loading and `teardown` wait for it, and raise what went wrong in it;
+    the next one begins all the same. Removals wait in the same line, and are left out after a failed save, so that the
+    last good file stays.
 
     Args:
         checkpoint_io: Does the writing; None: `TorchCheckpointIO`.
@@ -350,13 +354,19 @@ class AsyncCheckpointIO(CheckpointIO):
         """Copy the checkpoint and begin to write it.
 
         Raises:
-            CheckpointError: The save before this one failed.
+            CheckpointError: The save before this one failed; its `path` is that one's, and this one is under way.
         """
-        self._wait()
+        failure = None
+        try:
+            self._wait()
+        except CheckpointError as error:
+            failure = error
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "checkpoint-write")
         arguments = (snapshot(checkpoint), path, *(() if storage_options is None else (storage_options,)))
         self._pending = [self._worker.submit(self.checkpoint_io.save_checkpoint, *arguments)]
+        if failure is not None:
+            raise failure
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

@@ -40,9 +40,11 @@ class CheckpointError(EngineError, RuntimeError):
 
     Attributes:
         may_pass: It came from the file system (a full disk), so that a later save may succeed.
+        path: The file that could not be written; "" for other errors.
     """
 
     may_pass = False
+    path = ""
 
 
 class NonFiniteLossError(EngineError, FloatingPointError):
