@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ..checkpoint_file import TorchCheckpointIO
 from ..errors import MisconfigurationException
 
@@ -65,6 +67,24 @@ def folder_for(trainer: Trainer) -> str:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         parts = [logger.save_dir or trainer.default_root_dir, str(logger.name), version]
     return absolute(os.path.join(*parts, "checkpoints"))
+
+
+def values(trainer: Trainer) -> dict[str, Any]:
+    """Return the metrics that a name may hold, on the host (sync)."""
+    metrics: dict[str, Any] = {
+        name: value.detach().cpu() if isinstance(value, Tensor) else value
+        for name, value in trainer.callback_metrics.items()
+    }
+    metrics["epoch"] = int(metrics.get("epoch", trainer.current_epoch))
+    metrics["step"] = int(metrics.get("step", trainer.global_step))
+    return metrics
+
+
+def versions(folder: str, stem: str, extension: str) -> set[str]:
+    """Return the files in a folder that have this name, with or without a version."""
+    pattern = re.compile(rf"{re.escape(stem)}(-v?\d+)?{re.escape(extension)}")
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    return {os.path.join(folder, name) for name in found if pattern.fullmatch(name)}
 
 
 def writes_beside(trainer: Trainer) -> bool:

@@ -13,7 +13,6 @@ Three things may happen at a moment of the run (a trigger, a validation's end, a
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -214,7 +213,7 @@ class ModelCheckpoint(Checkpoint):
         self._started = False
         try:
             if own_file:
-                metrics = self._candidates(trainer)
+                metrics = self._agree(trainer, lambda: names.values(trainer))
                 self._write(trainer, self._agree(trainer, lambda: self._free_path(metrics, always_count=True)))
             if is_whole:
                 self._save(trainer, best=False, last=True, at_trigger=True)
@@ -254,7 +253,7 @@ class ModelCheckpoint(Checkpoint):
             log.error("%s Training goes on, and the next trigger tries again.", error)
 
     def _save_now(self, trainer: Trainer, best: bool, last: bool, after_validation: bool, at_trigger: bool) -> None:
-        metrics = self._candidates(trainer)
+        metrics = self._agree(trainer, lambda: names.values(trainer))
         previous = self.last_model_path
         if last:  # Before any file is written, for its state must know the name.
             last_name = self.CHECKPOINT_NAME_LAST
@@ -352,11 +351,24 @@ class ModelCheckpoint(Checkpoint):
     def _write(self, trainer: Trainer, path: str, is_last: bool = False) -> None:
         if is_last and not names.writes_beside(trainer) and os.path.islink(path):
             trainer.strategy.remove_checkpoint(path)
-        trainer.save_checkpoint(path, self.save_weights_only)
+        try:
+            trainer.save_checkpoint(path, self.save_weights_only)
+        except CheckpointError as error:
+            if error.path in ("", path) or not error.may_pass:
+                raise
+            log.error("%s Training goes on.", error)  # one of the background; that of now has begun
+            self._forget(error.path)
         if not is_last or trainer.parity:
             self._last_global_step_saved, self._newest = trainer.global_step, path
         if trainer.is_global_zero:
             trainer.tell_loggers("after_save_checkpoint", self)
+
+    def _forget(self, path: str) -> None:
+        """Take a file that could not be written out of the best."""
+        if self.best_k_models.pop(path, None) is not None and self.best_k_models:
+            self._rank()
+        elif self.best_model_path == path:
+            self.best_model_path, self.best_model_score = "", None
 
     def _discard(self, trainer: Trainer, path: str, kept: str) -> None:
         """Delete a file that is not needed any more: only inside `dirpath`, and never the one resumed from."""
@@ -390,9 +402,7 @@ class ModelCheckpoint(Checkpoint):
     def find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return the files in this callback's folder that are named like the last one, for `ckpt_path="last"`."""
         folder = self.dirpath or names.folder_for(trainer)
-        pattern = re.compile(rf"{re.escape(self.CHECKPOINT_NAME_LAST)}(-v?\d+)?{re.escape(self.FILE_EXTENSION)}")
-        found = os.listdir(folder) if os.path.isdir(folder) else []
-        return {os.path.join(folder, name) for name in found if pattern.fullmatch(name)}
+        return names.versions(folder, self.CHECKPOINT_NAME_LAST, self.FILE_EXTENSION)
 
     def _free_path(
         self, metrics: Mapping[str, Any], replacing: str = "", template: str | None = None, always_count: bool = False
@@ -401,16 +411,6 @@ class ModelCheckpoint(Checkpoint):
         while (self._enable_version_counter or always_count) and os.path.lexists(path) and path != replacing:
             path, version = self.format_checkpoint_name(metrics, template, version), version + 1
         return path
-
-    def _candidates(self, trainer: Trainer) -> dict[str, Any]:
-        """Return the metrics by name, on the host and as rank 0 has them (sync; collective with several processes)."""
-        metrics: dict[str, Any] = {
-            name: value.detach().cpu() if isinstance(value, Tensor) else value
-            for name, value in trainer.callback_metrics.items()
-        }
-        metrics["epoch"] = int(metrics.get("epoch", trainer.current_epoch))
-        metrics["step"] = int(metrics.get("step", trainer.global_step))
-        return self._agree(trainer, lambda: metrics)
 
     def _agree(self, trainer: Trainer, decide: Callable[[], T]) -> T:
         """Return what rank 0 decides, on every rank."""
