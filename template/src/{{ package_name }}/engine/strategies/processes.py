@@ -93,35 +93,16 @@ class ProcessesStrategy(Strategy):
         if place is not None:
             self.settle(place)
         else:
-            self.root_device = accelerator.device(devices[0])
+            self.root_device, self.world_size = accelerator.device(devices[0]), len(devices) * num_nodes
 
     def settle(self, place: Place) -> None:
         """Be this rank from now on."""
-        self.place = place
+        self.place, self.world_size = place, place.world_size
+        self.global_rank, self.local_rank, self.node_rank = place.rank, place.local_rank, place.node_rank
         rank_zero_only.rank = place.rank  # type: ignore[attr-defined]
         if len(self.devices) < place.local_world_size:
             self.devices = list(range(place.local_world_size))
         self.root_device = self.accelerator.device(self.devices[place.local_rank])
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.place.world_size if self.place is not None else len(self.devices) * self.num_nodes
-
-    @property
-    def global_rank(self) -> int:
-        """Index of this process among all."""
-        return self.place.rank if self.place is not None else 0
-
-    @property
-    def local_rank(self) -> int:
-        """Index of this process on its node."""
-        return self.place.local_rank if self.place is not None else 0
-
-    @property
-    def node_rank(self) -> int:
-        """Index of this node."""
-        return self.place.node_rank if self.place is not None else 0
 
     # Starting and meeting.
 
