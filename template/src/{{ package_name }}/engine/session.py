@@ -41,7 +41,7 @@ def session(
         ckpt_path: A file to restore, already resolved, or None.
         weights_only: False allows arbitrary pickle in that file.
     """
-    watch = trainer.signals if fn is TrainerFn.FITTING else contextlib.nullcontext()
+    watch = trainer.signals.watching() if fn is TrainerFn.FITTING else contextlib.nullcontext()
     with watch:  # until all is saved and closed: a launcher may send SIGTERM twice
         yield from _guarded_session(make_run(trainer, fn, module, datamodule), ckpt_path, weights_only)
     if fn is TrainerFn.FITTING and trainer.received_sigterm:  # it came when training was over already
