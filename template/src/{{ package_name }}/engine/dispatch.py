@@ -115,10 +115,14 @@ class HookTable:
 
     def data_hook(self, name: str) -> HookFunction | None:
         """Return an overridden data hook, the data module's before the module's, or None."""
-        for owner, base in ((self.datamodule, DataHooks), (self.module, self.base)):
-            if owner is not None and overrides(owner, name, base):
-                return self._caller(name, (self._timed(getattr(owner, name), owner, name),))
-        return None
+        owner = self.owner_of(name)
+        return None if owner is None else self._caller(name, (self._timed(getattr(owner, name), owner, name),))
+
+    def owner_of(self, name: str) -> Any:
+        """Return who defines a data hook or a loader method: the data module, the module, or None."""
+        if self.datamodule is not None and overrides(self.datamodule, name, DataHooks):
+            return self.datamodule
+        return self.module if self.module_overrides(name) else None
 
     def wrap(self, name: str, function: HookFunction) -> HookFunction:
         """Return `function` timed, if a profiler is on, as the module's `name`."""

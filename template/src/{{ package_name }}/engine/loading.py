@@ -15,7 +15,7 @@ from .data import CombinedLoader, Feed, Together, flattened, leaves, length, lim
 from .distributed import rank_zero_warn
 from .errors import MisconfigurationException
 from .position import samplers_of
-from .run import Loaders, Run, owner_of
+from .run import Loaders, Run
 
 INFINITE = float("inf")
 
@@ -28,7 +28,7 @@ def loader_source(run: Run, stage: str) -> Any:
     """
     nest = run.trainer.given_loaders.get(stage)
     if nest is None:
-        owner = owner_of(f"{stage}_dataloader", run.module, run.hooks.datamodule, run.hooks.base)
+        owner = run.hooks.owner_of(f"{stage}_dataloader")
         if owner is None:
             return None
         nest = getattr(owner, f"{stage}_dataloader")()
@@ -45,10 +45,7 @@ def loader_source(run: Run, stage: str) -> Any:
 def has_loader(run: Run, stage: str) -> bool:
     """Return whether somebody gives loaders for a stage."""
     given = run.trainer.given_loaders.get(stage)
-    return (
-        given is not None
-        or owner_of(f"{stage}_dataloader", run.module, run.hooks.datamodule, run.hooks.base) is not None
-    )
+    return given is not None or run.hooks.owner_of(f"{stage}_dataloader") is not None
 
 
 def load_training(run: Run) -> None:

@@ -17,9 +17,8 @@ from torch.optim import Optimizer
 
 from .acceleration import SideStream
 from .data import Feed
-from .dispatch import HookFunction, HookTable, overrides, parameters_of
+from .dispatch import HookFunction, HookTable, parameters_of
 from .distributed import rank_zero_warn
-from .hooks import DataHooks
 from .optimizer import LRSchedulerConfig, StepOptimizer
 from .precision import Precision
 from .progress import FitProgress
@@ -234,13 +233,6 @@ def make_transfer(hooks: HookTable, strategy: Strategy, precision: Precision) ->
     if plain and device.type == "cuda":
         return SideStream(device)
     return (lambda batch, _: move_data_to_device(batch, device)) if plain else move
-
-
-def owner_of(name: str, module: Any, datamodule: Any, base: type) -> Any:
-    """Return who defines the loader method `name`: the data module, the module, or None."""
-    if datamodule is not None and overrides(datamodule, name, DataHooks):
-        return datamodule
-    return module if overrides(module, name, base) else None
 
 
 def step_arguments(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[[Any, int, int], tuple[Any, ...]]:

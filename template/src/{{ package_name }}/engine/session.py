@@ -87,7 +87,6 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
     module.trainer = trainer
     if datamodule is not None:
         datamodule.trainer = trainer
-    trainer.attach(module, trainer.data_source)
     strategy, precision, progress = trainer.strategy, trainer.precision_plugin, trainer.progress
     hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=trainer.active_profiler)
     train, evaluation = (Results(training, progress, fn.value) for training in (True, False))
@@ -114,7 +113,7 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
         trained = trainer.run  # what it has can still be saved, and trained on from there
         run.optimizers, run.step_optimizers = trained.optimizers, trained.step_optimizers
         run.schedulers, run.feed = trained.schedulers, trained.feed
-    trainer.run = run
+    trainer.attach(run)
     trainer.metrics.clear()
     return run
 

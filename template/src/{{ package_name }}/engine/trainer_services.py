@@ -17,7 +17,7 @@ from .errors import CheckpointError
 from .handover import hand_over, take_over
 from .hooks import Callback
 from .legacy import OldHooks, old_hooks_of
-from .run import report_failure
+from .run import Run, report_failure
 from .sharding import shard
 from .step import manual_backward
 from .summary import table
@@ -32,11 +32,12 @@ class TrainerServices(TrainerView):
     parity: bool
     preflight: frozenset[str]
 
-    def attach(self, module: Any, datamodule: Any) -> None:
-        """Check the module for this call, and add what serves its hooks of 1.x."""
-        verify(self, module, datamodule)
-        if old_hooks_of(module) and not any(isinstance(callback, OldHooks) for callback in self.callbacks):
-            self.callbacks = ordered([*self.callbacks, OldHooks(module)])
+    def attach(self, run: Run) -> None:
+        """Take a run whose module fits this call, and add what serves the module's hooks of 1.x."""
+        verify(run)
+        self.run = run
+        if old_hooks_of(run.module) and not any(isinstance(callback, OldHooks) for callback in self.callbacks):
+            self.callbacks = ordered([*self.callbacks, OldHooks(run.module)])
 
     def ordered(self, callbacks: list[Callback]) -> list[Callback]:
         """Return callbacks in calling order: tuners first, checkpoints last."""
