@@ -10,6 +10,7 @@ from ..errors import MisconfigurationException, did_you_mean
 from ..loggers import DummyLogger
 from .batch_size_scaling import BatchSizeFinder
 from .lr_finder import LearningRateFinder, LRFinder
+from .trial import restored
 
 Method = Literal["fit", "validate", "test", "predict"]
 METHODS = ("fit", "validate", "test", "predict")
@@ -146,16 +147,13 @@ class Tuner:
         if wrong:
             expected = "`train_dataloaders` and `val_dataloaders`" if method == "fit" else "`dataloaders`"
             raise MisconfigurationException(f"With `method={method!r}` pass loaders as {expected}.")
-        finder._early_exit = True
+        finder.early_exit = True
         with self._only_for(finder, model) as trainer:
             if method == "fit":
                 trainer.fit(model, *train_and_val, datamodule=datamodule)
-            elif method == "validate":
-                trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False)
-            elif method == "test":
-                trainer.test(model, dataloaders, datamodule=datamodule, verbose=False)
             else:
-                trainer.predict(model, dataloaders, datamodule=datamodule, return_predictions=False)
+                silent = {"return_predictions" if method == "predict" else "verbose": False}
+                getattr(trainer, method)(model, dataloaders, datamodule=datamodule, **silent)
 
     @contextmanager
     def _only_for(self, finder: Any, model: Any) -> Iterator[Any]:
@@ -167,12 +165,11 @@ class Tuner:
                 f"The Trainer has a `{type(finder).__name__}` already, which searches at every `fit`. Remove it, or do "
                 "not call the Tuner."
             )
-        kept, device = dict(vars(trainer)), model.device
-        trainer.callbacks = trainer.ordered([finder, *trainer.callbacks])
-        trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+        device = model.device
         try:
-            yield trainer
+            with restored(trainer):
+                trainer.callbacks = trainer.ordered([finder, *trainer.callbacks])
+                trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+                yield trainer
         finally:
-            vars(trainer).clear()
-            vars(trainer).update(kept)
             model.to(device)
