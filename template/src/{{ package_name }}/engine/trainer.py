@@ -326,9 +326,8 @@ class Trainer(OldCalls, TrainerServices):
         self, fn: TrainerFn, model: Any, loaders: Any, ckpt: Any, verbose: bool, datamodule: Any, weights_only: Any
     ) -> list[dict[str, float]]:
         with EndsAtCaller():
-            self._take_data(datamodule, **{"val" if fn is TrainerFn.VALIDATING else "test": loaders})
-            module = self._module_for(fn, model)
-            self._ckpt_path = resolve(self, fn.value, ckpt, model_given=model is not None)
+            stage = "val" if fn is TrainerFn.VALIDATING else "test"
+            module = self._begin(fn, model, ckpt, datamodule, **{stage: loaders})
             results: list[dict[str, float]] = self.strategy.launch(self, "_evaluate_here", module, fn, weights_only)
             if verbose and self.is_global_zero and results:
                 self.print(results_table(results))
@@ -362,9 +361,7 @@ class Trainer(OldCalls, TrainerServices):
             What `predict_step` returned, batch by batch, on the host; with several loaders one list for each.
         """
         with EndsAtCaller():
-            self._take_data(datamodule, predict=dataloaders)
-            module = self._module_for(TrainerFn.PREDICTING, model)
-            self._ckpt_path = resolve(self, "predict", ckpt_path, model_given=model is not None)
+            module = self._begin(TrainerFn.PREDICTING, model, ckpt_path, datamodule, predict=dataloaders)
             keep = return_predictions is not False
             outputs: list[Any] = self.strategy.launch(self, "_predict_here", module, keep, weights_only)
             return outputs
@@ -377,8 +374,7 @@ class Trainer(OldCalls, TrainerServices):
 
     def predict_iter(self, model: Any = None, dataloaders: Any = None, datamodule: Any = None) -> Iterator[Any]:
         """Yield predictions batch by batch, keeping none; arguments are those of `predict`."""
-        self._take_data(datamodule, predict=dataloaders)
-        module = self._module_for(TrainerFn.PREDICTING, model)
+        module = self._begin(TrainerFn.PREDICTING, model, None, datamodule, predict=dataloaders)
         with contextlib.suppress(_TunerExitException), self._session(TrainerFn.PREDICTING, module, None) as run:
             for _, output in predictions(run):
                 yield output
@@ -388,13 +384,16 @@ class Trainer(OldCalls, TrainerServices):
     def _session(self, fn: TrainerFn, module: Any, weights_only: bool | None) -> contextlib.AbstractContextManager[Any]:
         return session(self, fn, module, self.datamodule, ckpt_path=self.ckpt_path, weights_only=weights_only)
 
-    def _module_for(self, fn: TrainerFn, model: Any) -> Any:
+    def _begin(self, fn: TrainerFn, model: Any, ckpt: Any, datamodule: Any, **loaders: Any) -> Any:
+        """Take what a call was given, and return its module: that of the last call, if it was given none."""
+        self._take_data(datamodule, **loaders)
         module = self.lightning_module if model is None else model
         if module is None:
             raise TypeError(
                 f"`trainer.{fn.value}()` was called without a model, and no earlier call had one. Pass it: "
                 f"`trainer.{fn.value}(model)`."
             )
+        self._ckpt_path = resolve(self, fn.value, ckpt, model_given=model is not None)
         return module
 
     def _take_data(self, datamodule: Any, **loaders: Any) -> None:
