@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from .preflight import preflight as watched
 from .preflight import select_checks
 from .profilers import PassThroughProfiler, Profiler, select_profiler
 from .progress import FitProgress
+from .run import Run
 from .session import session
 from .signals import SignalWatch
 from .states import TrainerFn, TrainerState
@@ -218,8 +219,6 @@ class Trainer(OldCalls, TrainerServices):
         self.check_callbacks()
         self._start_afresh()
 
-    _old_arguments: dict[str, Any]
-
     def _start_afresh(self) -> None:
         self.state = TrainerState()
         self.progress = FitProgress()
@@ -328,14 +327,16 @@ class Trainer(OldCalls, TrainerServices):
         with EndsAtCaller():
             stage = "val" if fn is TrainerFn.VALIDATING else "test"
             module = self._begin(fn, model, ckpt, datamodule, **{stage: loaders})
-            results: list[dict[str, float]] = self.strategy.launch(self, "_evaluate_here", module, fn, weights_only)
+            results: list[dict[str, float]] = self.strategy.launch(self, "_call", module, fn, weights_only, evaluation)
             if verbose and self.is_global_zero and results:
                 self.print(results_table(results))
             return results
 
-    def _evaluate_here(self, module: Any, fn: TrainerFn, weights_only: bool | None) -> list[dict[str, float]]:
+    def _call(
+        self, module: Any, fn: TrainerFn, weights_only: bool | None, loop: Callable[[Run], list[Any]]
+    ) -> list[Any]:
         with contextlib.suppress(_TunerExitException), self._session(fn, module, weights_only) as run:
-            return evaluation(run)
+            return loop(run)
         return []
 
     def predict(
@@ -362,15 +363,9 @@ class Trainer(OldCalls, TrainerServices):
         """
         with EndsAtCaller():
             module = self._begin(TrainerFn.PREDICTING, model, ckpt_path, datamodule, predict=dataloaders)
-            keep = return_predictions is not False
-            outputs: list[Any] = self.strategy.launch(self, "_predict_here", module, keep, weights_only)
-            return outputs
-
-    def _predict_here(self, module: Any, keep: bool, weights_only: bool | None) -> list[Any]:
-        fn = TrainerFn.PREDICTING
-        with contextlib.suppress(_TunerExitException), self._session(fn, module, weights_only) as run:
-            return run_predict(run, keep)
-        return []
+            loop = functools.partial(run_predict, keep=return_predictions is not False)
+            found: list[Any] = self.strategy.launch(self, "_call", module, TrainerFn.PREDICTING, weights_only, loop)
+            return found
 
     def predict_iter(self, model: Any = None, dataloaders: Any = None, datamodule: Any = None) -> Iterator[Any]:
         """Yield predictions batch by batch, keeping none; arguments are those of `predict`."""

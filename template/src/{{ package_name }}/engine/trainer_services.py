@@ -29,7 +29,6 @@ class TrainerServices(TrainerView):
     """The part of `Trainer` that a run calls."""
 
     use_distributed_sampler: bool
-    parity: bool
     preflight: frozenset[str]
 
     def attach(self, run: Run) -> None:
@@ -61,8 +60,7 @@ class TrainerServices(TrainerView):
 
     def check_signals(self) -> None:
         """Leave the run when a signal arrived; called between batches."""
-        if self.signals.received is not None:
-            self.signals.act()
+        self.signals.act()
 
     def shard(self, nest: Any, stage: str) -> Any:
         """Return the loaders as this process walks them: its share when there are several processes."""
