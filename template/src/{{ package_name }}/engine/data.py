@@ -203,15 +203,18 @@ class Together:
 
 
 class Feed:
-    """Walks the training loader, epoch by epoch, and can continue where another run stopped."""
+    """Walks the training loader, epoch by epoch, and can continue where another run stopped.
+
+    Attributes:
+        loaders: The loaders, flattened.
+    """
 
     def __init__(self, loader: Nest, mode: str = "max_size_cycle", limit: float = float("inf")) -> None:
-        self.loader = loader
-        self.combined = (
-            None if is_loader(loader) and not isinstance(loader, CombinedLoader) else _combined(loader, mode)
-        )
+        self.loader = loader if is_loader(loader) else CombinedLoader(loader, mode)
+        self.combined = self.loader if isinstance(self.loader, CombinedLoader) else None
+        self.loaders = flattened(self.loader)
         self.limit = limit
-        self._walk = Walk(loader)
+        self._walk = Walk(self.loader)
         self._iterator: Iterator[Any] | None = None
         self._resume: dict[str, Any] | None = None
         self._ahead: list[Any] = []  # batches that were fetched and not yet given out
@@ -219,18 +222,13 @@ class Feed:
         self.all_have: Callable[[bool], bool] | None = None
         """Whether every process has another batch; set where processes may have different numbers of them."""
 
-    @property
-    def loaders(self) -> list[Any]:
-        """The loaders, flattened."""
-        return leaves(self.combined.iterables) if self.combined is not None else [self.loader]
-
     def size(self) -> float:
         """Return the number of batches of one epoch after the limit; `inf` when unknown."""
-        return min(self.combined.size() if self.combined is not None else length(self.loader), self.limit)
+        return min(length(self.loader), self.limit)
 
     def rows_per_batch(self) -> int | None:
         """Return the rows of every batch but the last, where the loader says so."""
-        rows = getattr(self.loader, "batch_size", None) if self.combined is None else None
+        rows = getattr(self.loader, "batch_size", None)
         return rows if isinstance(rows, int) else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -274,7 +272,8 @@ class Feed:
         if self._is_at_end:
             return
         if size != float("inf") and self.all_have is None and not self._is_stateful():
-            yield from _known(iterator, int(size), done)
+            for index, batch in zip(range(done, int(size)), iterator, strict=False):
+                yield batch, index == size - 1
         else:
             rest = int(size) - done - len(self._ahead) if self._is_cut() else None
             yield from self._unknown(itertools.islice(iterator, rest))
@@ -365,17 +364,3 @@ class Feed:
             self._walk.resume(state["walks"][0], done + len(self._ahead))
             self._iterator = self._walk.iterator
         set_generators(self.loaders, state["now"])
-
-
-def _combined(loader: Nest, mode: str) -> CombinedLoader:
-    return loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, mode)
-
-
-def _known(iterator: Iterator[Any], size: int, done: int) -> Iterator[tuple[Any, bool]]:
-    last = size - 1
-    for index in range(done, size):
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        yield batch, index == last

@@ -71,7 +71,7 @@ class Run:
     feed: Feed | None = None
     step: Callable[..., Any] | None = None
     training_step: Callable[[Any, int], Any] | None = None
-    backward: HookFunction | None = None
+    backward: HookFunction = Tensor.backward
     zero_grad: Callable[[int], None] | None = None
     before_step: Callable[[Optimizer], None] | None = None
     uses_closure: bool = False

@@ -25,7 +25,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from .data import CombinedLoader, leaves, rebuild
+from .data import CombinedLoader, leaves, rebuild, set_epoch
 from .distributed import rank_zero_info
 from .loading import remake
 from .position import samplers_of
@@ -87,10 +87,7 @@ class ShardedSampler(Sampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to a source that asks for it."""
-        for owner in (self.source, self.sampler):
-            take = getattr(owner, "set_epoch", None)
-            if callable(take):
-                take(epoch)
+        set_epoch([self.source, self.sampler], epoch)
 
     def __len__(self) -> int:
         """Return how many the rank with most gets, so that limits are alike on all ranks."""
@@ -139,17 +136,14 @@ def _compact(order: list[Any]) -> Any:
 
 
 def _split(loader: Any, stage: str, strategy: Strategy, parity: bool) -> Any:
-    changes: dict[str, Any]
+    changes: dict[str, Any] = {}
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         rank_zero_info(
             f"The {stage} loader cannot be split over {strategy.world_size} processes: each walks all of it, unless "
             "its data set leaves rows out by `torch.distributed.get_rank()`. A DataLoader of a data set with a length "
             "is split by itself."
         )
-        changes = {}
-    elif any(isinstance(sampler, DistributedSampler) for sampler in samplers_of([loader])):
-        changes = {}
-    else:
+    elif not any(isinstance(sampler, DistributedSampler) for sampler in samplers_of([loader])):
         changes = _reference_sampler(loader, stage, strategy) if parity else _sampler(loader, stage, strategy)
     if not isinstance(loader, DataLoader):
         return loader

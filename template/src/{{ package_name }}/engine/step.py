@@ -77,10 +77,7 @@ def forward_backward(run: Run, batch: Any, batch_idx: int) -> Outputs:
         return output
     if run.window_size != 1:
         loss = loss / run.window_size
-    if run.backward is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-    else:
-        run.backward(loss)
+    run.backward(loss)
     return output
 
 
@@ -180,10 +177,7 @@ def manual_backward(run: Run, loss: Tensor, *args: Any, **kwargs: Any) -> None:
     """What `LightningModule.manual_backward` does; with accumulation the loss is divided by the window's size."""
     if run.window_size != 1:
         loss = loss / run.window_size
-    if run.backward is None:
-        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-    else:
-        run.backward(loss, *args, **kwargs)
+    run.backward(loss, *args, **kwargs)
 
 
 def perform_step(run: Run, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
@@ -210,7 +204,7 @@ def perform_step(run: Run, optimizer: Optimizer, closure: Callable[[], Any] | No
             _before(run, optimizer)
             return result
 
-        if _accepts_closure(optimizer):
+        if "closure" in inspect.signature(optimizer.step).parameters:
             loss = optimizer.step(closure=compute, **kwargs)
         else:
             loss = compute()
@@ -230,10 +224,6 @@ def count_manual_step(run: Run, *_: Any) -> None:
 def _before(run: Run, optimizer: Optimizer) -> None:
     if run.before_step is not None:
         run.before_step(optimizer)
-
-
-def _accepts_closure(optimizer: Optimizer) -> bool:
-    return "closure" in inspect.signature(optimizer.step).parameters
 
 
 def prepare_steps(run: Run) -> None:
@@ -280,13 +270,13 @@ def training_function(run: Run) -> Callable[[Any, int], Any]:
     return function if takes_index else lambda batch, batch_idx: function(batch)
 
 
-def _backward(run: Run) -> Callable[..., None] | None:
+def _backward(run: Run) -> Callable[..., Any]:
     before, after = run.hooks["on_before_backward"], run.hooks["on_after_backward"]
     overridden, scaler = run.hooks.module_overrides("backward"), run.precision.scaler
     prepare = run.strategy.before_backward if not run.module.automatic_optimization else None
     acts = overridden or scaler is not None or run.hooks.profiler is not None
     if before is None and after is None and not acts and (prepare is None or not run.strategy.is_distributed):
-        return None
+        return Tensor.backward
     compute = run.hooks.method("backward")
 
     def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
