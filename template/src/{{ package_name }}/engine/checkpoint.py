@@ -147,12 +147,9 @@ def torchmetrics_states(module: Any) -> dict[str, dict[str, Any]]:
 
 def restore_model(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take the weights back, then the states of the data module and the callbacks."""
-    module = run.module
-    hooks_module = run.hooks.module_overrides("on_load_checkpoint")
-    if hooks_module:
-        module.on_load_checkpoint(checkpoint)
+    module, datamodule = run.module, run.datamodule
+    module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-    datamodule = run.datamodule
     if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
         datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
     if "callbacks" in checkpoint:

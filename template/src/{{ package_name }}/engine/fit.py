@@ -331,11 +331,8 @@ def update_schedulers(run: Run, interval: str, *, plateau: bool) -> None:
     for config in run.schedulers:
         if config.reduce_on_plateau is not plateau or config.interval != interval or count % config.frequency:
             continue
-        if not plateau:
-            step(config.scheduler, None)
-            continue
-        value = monitored(run, config)
-        if value is not None:
+        value = monitored(run, config) if plateau else None
+        if value is not None or not plateau:
             step(config.scheduler, value)
 
 
@@ -349,8 +346,7 @@ def monitored(run: Run, config: LRSchedulerConfig) -> Any:
     metrics = run.trainer.callback_metrics
     value = metrics.get(config.monitor)
     if value is not None:
-        fresh = run.parity or run.is_fresh(config)
-        return value if fresh else None
+        return value if run.parity or run.is_fresh(config) else None
     if not config.strict:
         rank_zero_warn(f"The scheduler's monitor `{config.monitor}` was not logged yet, so it does not step.")
         return None

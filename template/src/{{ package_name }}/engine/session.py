@@ -121,16 +121,14 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
 def set_up(run: Run, ckpt_path: Any, weights_only: bool | None) -> None:
     """Do what precedes the loops, in the order that `hooks` draws."""
     trainer, module, strategy = run.trainer, run.module, run.strategy
-    fn = run.state.fn
-    assert fn is not None
-    fitting = fn is TrainerFn.FITTING
+    fitting = run.state.fn is TrainerFn.FITTING
     merge_callbacks(run)
     strategy.setup_environment()
     prepare_data(run)
     checkpoint = trainer.load_checkpoint(ckpt_path, weights_only) if ckpt_path is not None else None
     if checkpoint is not None and fitting:
         checkpoints.restore_loggers(run, checkpoint)  # first of all: a tracker goes on in its run, or begins another
-    call_setup(run, fn.value)
+    call_setup(run, str(run.state.fn))
     module.configure_model()
     run.precision.convert_module(module)  # first: weights of 64 bits would lose half of them
     if checkpoint is not None:
@@ -280,17 +278,16 @@ def release(run: Run) -> None:
 
 def tear_down(run: Run, status: str) -> None:
     """Call every `teardown` and finalise the loggers; one that fails does not keep the others from running."""
-    fn = run.state.fn
-    assert fn is not None
     if run.is_torn_down:  # the error that ends the run came from here
         return
     run.is_torn_down = True
+    stage = str(run.state.fn)
     errors: list[BaseException] = []
     if run.datamodule is not None:
-        _guarded(errors, run.datamodule.teardown, fn.value)
+        _guarded(errors, run.datamodule.teardown, stage)
     for callback in run.trainer.callbacks:
-        _guarded(errors, callback.teardown, run.trainer, run.module, fn.value)
-    _guarded(errors, run.module.teardown, fn.value)
+        _guarded(errors, callback.teardown, run.trainer, run.module, stage)
+    _guarded(errors, run.module.teardown, stage)
     _guarded(errors, run.strategy.teardown)
     _guarded(errors, run.strategy.checkpoint_io.teardown)
     _end_outputs(run, status, errors)
