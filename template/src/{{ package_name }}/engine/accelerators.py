@@ -40,7 +40,7 @@ class Accelerator:
     missing: str
     is_numbered: bool = True
     strategy: str | None = None
-    before_launch: Callable[[int], Any] | None = None
+    before_launch: Callable[[int], Any] = lambda count: None
 
     def device(self, index: int) -> torch.device:
         """Return the device with this index."""

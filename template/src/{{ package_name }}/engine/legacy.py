@@ -157,8 +157,8 @@ def read_variable(text: str) -> Any:
         return text
 
 
-EPOCH_END = {"training_epoch_end": "train", "validation_epoch_end": "validation", "test_epoch_end": "test"}
-OLD_HOOKS = (*EPOCH_END, "on_epoch_start", "on_epoch_end", "training_step_end", "validation_step_end", "test_step_end")
+OLD_HOOKS = """training_epoch_end validation_epoch_end test_epoch_end on_epoch_start on_epoch_end training_step_end
+validation_step_end test_step_end""".split()
 
 
 def old_hooks_of(module: Any) -> list[str]:
@@ -282,16 +282,14 @@ def takes_turns(run: Run) -> bool:
         MisconfigurationException: `training_step` asks for `optimizer_idx` under manual optimisation.
     """
     parameter = inspect.signature(run.module.training_step).parameters.get("optimizer_idx")
-    if parameter is not None and parameter.default is parameter.empty and not run.module.automatic_optimization:
+    required = parameter is not None and parameter.default is parameter.empty
+    if required and not run.module.automatic_optimization:
         raise MisconfigurationException(
             "`training_step` asks for `optimizer_idx`, which does not exist under manual optimisation. Take it out; "
             "use `self.optimizers()`."
         )
-    several = len(run.optimizers) > 1
-    required = parameter is not None and parameter.default is parameter.empty
-    return run.module.automatic_optimization and (
-        required or (several and (parameter is not None or bool(run.frequencies)))
-    )
+    several = len(run.optimizers) > 1 and (parameter is not None or bool(run.frequencies))
+    return run.module.automatic_optimization and (required or several)
 
 
 def step_in_turns(run: Run, batch: Any, batch_idx: int, due: bool) -> Any:
