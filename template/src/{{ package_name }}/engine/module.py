@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .distributed import rank_zero_debug
 from .errors import EndsAtCaller, MisconfigurationException
 from .hooks import DataHooks, ModuleHooks
 from .hparams import HyperparametersMixin, LoadableMixin
+from .results import is_metric_collection
 
 _ClipAlgorithms = ("norm", "value")
 
@@ -190,10 +191,8 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
 
     def log_dict(self, dictionary: Any, **options: Any) -> None:
         """Log every item of a mapping or a torchmetrics `MetricCollection`; `options` are those of `log`."""
-        items = (
-            dictionary.items(keep_base=False, copy_state=False) if _is_collection(dictionary) else dictionary.items()
-        )
-        for name, value in items:
+        asked = {"keep_base": False, "copy_state": False} if is_metric_collection(dictionary) else {}
+        for name, value in dictionary.items(**asked):
             self.log(name, value, **options)
 
     def _log_without_loop(self, name: str) -> None:
@@ -429,9 +428,3 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
         left = {"_trainer", "_results", "_fabric", "_compiled_call_impl"}
         compiled = {"log", "training_step"}  # by `Trainer(compile="step")`
         return {n: v for n, v in self.__dict__.items() if n not in left and not (n in compiled and callable(v))}
-
-
-def _is_collection(value: Any) -> bool:
-    return (isinstance(value, Mapping | nn.ModuleDict) and hasattr(value, "keep_base")) or hasattr(
-        value, "compute_groups"
-    )

@@ -89,7 +89,7 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
         datamodule.trainer = trainer
     strategy, precision, progress = trainer.strategy, trainer.precision_plugin, trainer.progress
     hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=trainer.active_profiler)
-    train, evaluation = (Results(training, progress, fn.value) for training in (True, False))
+    train, evaluation = (Results(training, progress) for training in (True, False))
     for results in (train, evaluation):
         results.on_rank_zero = strategy.is_global_zero or trainer.parity
         # In evaluation ranks may have different numbers of batches, so a batch's values stay with their rank.

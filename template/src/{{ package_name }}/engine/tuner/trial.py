@@ -122,7 +122,7 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
     """
     trainer = run.trainer
     progress = FitProgress()
-    train, evaluation = (Results(training, progress, str(run.state.fn)) for training in (True, False))
+    train, evaluation = (Results(training, progress) for training in (True, False))
     for results in (train, evaluation):
         results.on_rank_zero = run.strategy.is_global_zero
         results.sync_step = run.train_results.sync_step
