@@ -70,20 +70,18 @@ def load_training(run: Run) -> None:
     nest = trainer.shard(nest, "train")
     old = run.feed
     run.feed = Feed(nest, trainer.train_mode)
-    combined = run.feed.combined
-    if combined is not None:
-        if combined.mode == "sequential":
-            raise ValueError(
-                "CombinedLoader(mode='sequential') serves evaluation only. Train with 'max_size_cycle', 'min_size' or "
-                "'max_size'."
-            )
-        combined.limits = None
-        combined.limits = [
-            limited("limit_train_batches", size, trainer.limit_train_batches) for size in combined.lengths()
-        ]
+    combined, loaders, limit = run.feed.combined, run.feed.loaders, trainer.limit_train_batches
+    limits = [limited("limit_train_batches", length(loader), limit) for loader in loaders]
+    if combined is None:
+        run.feed.limit = limits[0]
+    elif combined.mode == "sequential":
+        raise ValueError(
+            "CombinedLoader(mode='sequential') serves evaluation only. Train with 'max_size_cycle', 'min_size' or "
+            "'max_size'."
+        )
     else:
-        run.feed.limit = limited("limit_train_batches", length(nest), trainer.limit_train_batches)
-    trainer.train_nest, trainer.train_size = nest, run.feed.size()
+        combined.limits = limits
+    trainer.loaders["train"] = Loaders(nest, loaders, [run.feed.size()])
     if run.strategy.is_distributed:
         expect_uneven(run)
     if old is not None:

@@ -300,7 +300,7 @@ def _check_eval_mode(module: nn.Module) -> None:
 
 def _check_schedulers(run: Any) -> None:
     trainer = run.trainer
-    steps_per_epoch = trainer.train_size / trainer.accumulate_grad_batches
+    steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else trainer.max_steps / steps_per_epoch
     if epochs < 1 or not 1 < steps_per_epoch < float("inf"):
         return

@@ -232,8 +232,6 @@ class Trainer(OldCalls, TrainerServices):
         self.data_source: Any = None
         self.given_loaders: dict[str, Any] = {}
         self.pending_feed_state: dict[str, Any] | None = None
-        self.train_nest: Any = None
-        self.train_size = float("inf")
         self.loaders = {}
         self.current_loaders = None
         self.history_rows, self.predictions = [], []

@@ -78,7 +78,7 @@ class TrainerServices(TrainerView):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in one process: a run, loaders that were made for it."""
-        return {**vars(self), "run": None, "loaders": {}, "current_loaders": None, "train_nest": None}
+        return {**vars(self), "run": None, "loaders": {}, "current_loaders": None}
 
     def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """See `LightningModule.manual_backward`."""

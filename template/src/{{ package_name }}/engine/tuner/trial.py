@@ -132,7 +132,7 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
         resumed=False, seen_batches={}, plateau_steps={},
     )  # fmt: skip
     changed = {
-        "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [],
+        "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [], "loaders": {},
         "callbacks": list(callbacks), "loggers": [DummyLogger() for _ in trainer.loggers],
         "should_stop": False, "max_epochs": -1, "min_epochs": None, "min_steps": None, "limit_val_batches": 0,
         "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 0,
