@@ -168,8 +168,6 @@ def evaluate_loader(
     seen = run.seen_batches.get(index or 0, 0)
     results.dataloader_idx, results.batch = index, None
     for batch_idx, batch in enumerate(loader if limit else ()):
-        if batch_idx >= limit:
-            break
         batch = run.transfer(batch, index or 0)
         results.start_batch(batch, index)
         if hook_start is not None:

@@ -328,10 +328,8 @@ class TrainerView:
     @property
     def log_dir(self) -> str:
         """The first logger's directory, else `default_root_dir`. A collective: read it on every rank or on none."""
-        found = None
-        if self.loggers:
-            logger = self.loggers[0]
-            found = logger.log_dir if hasattr(logger, "log_dir") and logger.log_dir else logger.save_dir
+        logger = self.logger
+        found = None if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
         directory: str = self.strategy.broadcast(str(found or self.default_root_dir))
         return directory
 

@@ -22,7 +22,7 @@ class Strategy:
     """One process on one device; strategies of several processes derive from it.
 
     Args:
-        root_device: Where this process computes.
+        device: Where this process computes.
         checkpoint_io: Writes and reads checkpoint files.
 
     Attributes:
@@ -51,8 +51,8 @@ class Strategy:
     module: Any = None
     wrapped: Any = None
 
-    def __init__(self, root_device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
-        self.root_device = torch.device(root_device)
+    def __init__(self, device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
+        self.root_device = torch.device(device)
         self.checkpoint_io = checkpoint_io if checkpoint_io is not None else TorchCheckpointIO()
 
     @property

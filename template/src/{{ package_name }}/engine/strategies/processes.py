@@ -76,7 +76,6 @@ class ProcessesStrategy(Strategy):
         self.start_method = start_method
         self.place: Place | None = None
         self.failed_at: float | None = None
-        self.is_leaving = False
         self._watch: _Watch | None = None  # of the call in progress
         self._call = ""
         self.configure(select_accelerator("cpu"), [0], 1, None)
