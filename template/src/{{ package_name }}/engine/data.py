@@ -46,6 +46,13 @@ def rebuild(nest: Nest, values: Iterator[Any]) -> Nest:
     return type(nest)(rebuild(child, values) for child in nest)
 
 
+def mapped(nest: Nest, change: Callable[[Any], Any]) -> Nest:
+    """Return a nest, or a `CombinedLoader`, with every loader as `change` returns it."""
+    if isinstance(nest, CombinedLoader):
+        return CombinedLoader(mapped(nest.iterables, change), nest.mode)
+    return rebuild(nest, iter([change(loader) for loader in leaves(nest)]))
+
+
 def flattened(nest: Nest) -> list[Any]:
     """Return the loaders of a nest, or of a `CombinedLoader`, in order."""
     return nest.flattened if isinstance(nest, CombinedLoader) else leaves(nest)
@@ -128,12 +135,12 @@ class CombinedLoader:
     @property
     def batch_sampler(self) -> Any:
         """The nest of batch samplers, for parity with a loader."""
-        return rebuild(self.iterables, iter([getattr(loader, "batch_sampler", None) for loader in self.flattened]))
+        return mapped(self.iterables, lambda loader: getattr(loader, "batch_sampler", None))
 
     @property
     def sampler(self) -> Any:
         """The nest of samplers."""
-        return rebuild(self.iterables, iter([getattr(loader, "sampler", None) for loader in self.flattened]))
+        return mapped(self.iterables, lambda loader: getattr(loader, "sampler", None))
 
     def lengths(self) -> list[float]:
         """Return each loader's number of batches after its limit."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from .data import CombinedLoader, Feed, Together, flattened, leaves, length, limited, rebuild
+from .data import CombinedLoader, Feed, Together, flattened, leaves, length, limited, mapped
 from .distributed import rank_zero_warn
 from .errors import MisconfigurationException
 from .position import samplers_of
@@ -66,7 +66,7 @@ def load_training(run: Run) -> None:
             f"`{type(run.module).__name__}.train_dataloader`."
         )
     if trainer.overfit_batches:
-        nest = unshuffled(nest)
+        nest = mapped(nest, _in_order)
     nest = trainer.shard(nest, "train")
     old = run.feed
     run.feed = Feed(nest, trainer.train_mode)
@@ -149,9 +149,9 @@ def load_loaders(run: Run, stage: str, limit_name: str) -> Loaders | None:
     if nest is None:
         return None
     if stage == "val" and trainer.overfit_batches:
-        nest = unshuffled(nest)
+        nest = mapped(nest, _in_order)
     if stage == "predict" and not isinstance(nest, CombinedLoader):
-        nest = rebuild(nest, iter([_whole(loader) for loader in leaves(nest)]))
+        nest = mapped(nest, _whole)
     nest = trainer.shard(nest, stage)
     loaders = flattened(nest)
     limits = [limited(limit_name, length(loader), limit) for loader in loaders]
@@ -181,14 +181,8 @@ def check_iterable(nest: Any, stage: str) -> None:
             )
 
 
-def unshuffled(nest: Any) -> Any:
-    """Return the loaders without shuffling, for `overfit_batches`: the same few batches in every epoch."""
-    if isinstance(nest, CombinedLoader):
-        return CombinedLoader(unshuffled(nest.iterables), nest.mode)
-    return rebuild(nest, iter([_in_order(loader) for loader in leaves(nest)]))
-
-
 def _in_order(loader: Any) -> Any:
+    """Return a loader without shuffling, for `overfit_batches`: the same few batches in every epoch."""
     if not isinstance(loader, DataLoader) or not isinstance(getattr(loader, "sampler", None), RandomSampler):
         return loader
     rank_zero_warn("`overfit_batches` turns the shuffling of the loader off, so that the same batches come again.")

@@ -25,7 +25,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from .data import CombinedLoader, leaves, rebuild, set_epoch
+from .data import mapped, set_epoch
 from .distributed import rank_zero_info
 from .loading import remake
 from .position import samplers_of
@@ -43,9 +43,7 @@ def shard(nest: Any, stage: str, strategy: Strategy, parity: bool = False) -> An
         parity: Split as the reference framework does: training shuffled whatever the user's order, evaluation padded
             with repeated rows.
     """
-    if isinstance(nest, CombinedLoader):
-        return CombinedLoader(shard(nest.iterables, stage, strategy, parity), nest.mode)
-    return rebuild(nest, iter([_split(loader, stage, strategy, parity) for loader in leaves(nest)]))
+    return mapped(nest, lambda loader: _split(loader, stage, strategy, parity))
 
 
 class ShardedSampler(Sampler[Any]):

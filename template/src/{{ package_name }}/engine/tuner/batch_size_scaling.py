@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from ..data import leaves, rebuild
+from ..data import leaves, mapped
 from ..distributed import rank_zero_info
 from ..errors import MisconfigurationException
 from ..evaluate import evaluation
@@ -262,14 +262,13 @@ def _rows(run: Run) -> int:
 
 def _resized(nest: Any, size: int) -> Any:
     """Return loaders that were passed in, made again with another batch size."""
-    loaders = leaves(nest)
-    fixed = [loader for loader in loaders if not isinstance(loader, DataLoader) or loader.batch_size is None]
+    fixed = [loader for loader in leaves(nest) if not isinstance(loader, DataLoader) or loader.batch_size is None]
     if fixed:
         raise MisconfigurationException(
             f"A loader of type `{type(fixed[0]).__name__}` cannot be made again with another batch size. Pass a "
             "`DataLoader(dataset, batch_size=...)`, or let the module make its loaders from an attribute."
         )
-    return rebuild(nest, iter([remake(loader, batch_size=size) for loader in loaders]))
+    return mapped(nest, lambda loader: remake(loader, batch_size=size))
 
 
 def _resize(run: Run, size: int) -> None:
