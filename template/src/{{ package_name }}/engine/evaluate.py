@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .data import flattened, set_epoch
-from .dispatch import overrides
+from .dispatch import overrides, parameters_of
 from .distributed import rank_zero_warn
 from .hooks import Callback
 from .loading import has_loader, load_loaders
@@ -262,16 +262,14 @@ def step_function(run: Run, name: str, several: bool) -> Callable[..., Any]:
 
 def check_signature(function: Callable[..., Any], name: str, several: bool) -> None:
     """Refuse a step that cannot tell its loaders apart, or waits for an index that does not come."""
-    from inspect import Parameter, signature
-
-    parameters = signature(function).parameters
-    takes_any = any(p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in parameters.values())
+    parameters = parameters_of(function)
+    takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
     index = parameters.get("dataloader_idx")
     if several and index is None and not takes_any and len(parameters) < 3:
         raise RuntimeError(
             f"There are several loaders, but `{name}` has no `dataloader_idx`. Add `dataloader_idx=0` to its arguments."
         )
-    if not several and index is not None and index.default is Parameter.empty:
+    if not several and index is not None and index.default is index.empty:
         raise RuntimeError(
             f"There is one loader, but `{name}` requires `dataloader_idx`. Give it a default: `dataloader_idx=0`."
         )

@@ -155,11 +155,8 @@ def _items_of(objects: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _is_kept_out(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(item, _KEPT_OUT) for item in value)
-    if isinstance(value, dict):
-        return any(isinstance(item, _KEPT_OUT) for item in value.values())
-    return isinstance(value, _KEPT_OUT)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(item, _KEPT_OUT) for item in items)
 
 
 def _deep_copy(values: Mapping[str, Any]) -> AttributeDict:

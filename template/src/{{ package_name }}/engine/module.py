@@ -206,10 +206,8 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0 without breaking the progress bar."""
-        if self._trainer is None:
-            print(*args, **kwargs)
-        else:
-            self._trainer.print(*args, **kwargs)
+        write = print if self._trainer is None else self._trainer.print
+        write(*args, **kwargs)
 
     # Where the module is and who runs it.
 

@@ -219,9 +219,7 @@ def _refuse_unknown(returned: Mapping[str, Any]) -> None:
 
 
 def _config(scheduler: Any, monitor: str | None, automatic: bool) -> LRSchedulerConfig:
-    if not isinstance(scheduler, Mapping):
-        plateau = isinstance(scheduler, ReduceLROnPlateau)
-        return LRSchedulerConfig(scheduler, reduce_on_plateau=plateau, monitor=monitor)
+    scheduler = scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
     known = {field.name for field in fields(LRSchedulerConfig)}
     if "scheduler" not in scheduler:
         raise MisconfigurationException(

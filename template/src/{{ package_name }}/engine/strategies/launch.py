@@ -288,12 +288,11 @@ def _join(ranks: list[Any]) -> None:
 
 
 def _end(ranks: list[Any]) -> None:
-    for process in ranks:
-        if process.pid is not None and process.exitcode is None:
-            process.kill()
-    for process in ranks:
-        if process.pid is not None:
-            process.join()
+    started = [process for process in ranks if process.pid is not None]
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
 
 
 def _raise_first_failure(ranks: list[Any], folder: Path) -> None:
