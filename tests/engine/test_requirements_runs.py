@@ -73,6 +73,19 @@ def test_predict_iter_does_not_take_the_weights_that_an_earlier_call_began_with(
     assert torch.equal(torch.cat(list(trainer.predict_iter(model, loader()))), trained)
 
 
+def test_predict_reads_no_batch_beyond_its_limit() -> None:
+    read: list[int] = []
+
+    class Stream:
+        def __iter__(self) -> Any:
+            for number in range(5):
+                read.append(number)
+                yield [torch.ones(2, 4)]
+
+    assert len(quiet_trainer(limit_predict_batches=2).predict(BoringModel(), Stream())) == 2
+    assert read == [0, 1]
+
+
 def test_r42_one_function_may_serve_validation_and_test() -> None:
     class Shared(BoringModel):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:

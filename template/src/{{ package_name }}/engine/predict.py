@@ -84,8 +84,6 @@ def predict_loader(run: Run, loader: Any, limit: float, rest: tuple[int, ...], s
     hook_start, hook_end = run.hooks["on_predict_batch_start"], run.hooks["on_predict_batch_end"]
     rows = row_indices(loader)
     for batch_idx, batch in enumerate(loader):
-        if batch_idx >= limit:
-            return
         batch = run.transfer(batch, rest[0] if rest else 0)
         trainer.current_batch_indices = next(rows, [])
         trainer.epoch_batch_indices[-1].append(trainer.current_batch_indices)
@@ -95,6 +93,8 @@ def predict_loader(run: Run, loader: Any, limit: float, rest: tuple[int, ...], s
         if hook_end is not None:
             hook_end(output, batch, batch_idx, *rest)
         yield to_host(output)
+        if batch_idx + 1 >= limit:
+            return
 
 
 def row_indices(loader: Any) -> Iterator[list[int]]:
