@@ -222,8 +222,8 @@ class Feed:
         self.loaders = flattened(self.loader)
         self.limit = limit
         self._walk = Walk(self.loader)
-        self._iterator: Iterator[Any] | None = None
-        self._resume: dict[str, Any] | None = None
+        self._iterator: Any = None
+        self._resume: Any = None  # the state to go on from
         self._ahead: list[Any] = []  # batches that were fetched and not yet given out
         self._is_at_end = False  # the epoch's last batch was given out
         self.all_have: Callable[[bool], bool] | None = None
@@ -273,7 +273,6 @@ class Feed:
             self.open()
             if was_open and self.combined is None:  # else nobody but the iterator has drawn, and this costs 40 µs
                 self._walk.begin()
-        assert self._iterator is not None
         iterator = (item[0] for item in self._iterator) if self.combined is not None else self._iterator
         size = self.size()
         if self._is_at_end:
@@ -357,7 +356,6 @@ class Feed:
 
     def _continue(self, done: int) -> None:
         state, self._resume = self._resume, None
-        assert state is not None
         self.close()
         self._ahead, self._is_at_end = list(state["ahead"]), state["is_at_end"]
         if self._is_at_end and self._is_stateful():

@@ -107,7 +107,6 @@ def expect_uneven(run: Run) -> None:
     An epoch then ends for all with the first rank that has no more; else the others would wait for its gradients.
     """
     feed, strategy = run.feed, run.strategy
-    assert feed is not None
     size = feed.size()
     batches = -1 if size == INFINITE else int(size)
     most, least = strategy.all_max([batches, -batches])
@@ -117,7 +116,7 @@ def expect_uneven(run: Run) -> None:
 
 
 def _set_interval(run: Run) -> None:
-    trainer, size = run.trainer, run.feed.size() if run.feed is not None else 0
+    trainer, size = run.trainer, run.feed.size()
     interval = trainer.val_check_interval
     run.val_check_seconds = trainer.val_check_seconds
     if run.val_check_seconds is not None:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .acceleration import SideStream
-from .data import Feed
 from .dispatch import HookFunction, HookTable, parameters_of
 from .distributed import rank_zero_warn
 from .optimizer import LRSchedulerConfig, StepOptimizer
@@ -68,9 +67,9 @@ class Run:
     step_optimizers: list[StepOptimizer] = field(default_factory=list)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
     frequencies: list[int] = field(default_factory=list)
-    feed: Feed | None = None
-    step: Callable[..., Any] | None = None
-    training_step: Callable[[Any, int], Any] | None = None
+    feed: Any = None  # a `Feed`, once the loaders are loaded; None only before
+    step: Any = None  # (run, batch, batch_idx, due) -> what `training_step` returned; one of the functions of `step`
+    training_step: Any = None  # (batch, batch_idx) -> what the module's returned
     backward: HookFunction = Tensor.backward
     zero_grad: Callable[[int], None] | None = None
     before_step: Callable[[Optimizer], None] | None = None

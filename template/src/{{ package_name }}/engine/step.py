@@ -63,7 +63,6 @@ def forward_backward(run: Run, batch: Any, batch_idx: int) -> Outputs:
     """Compute the loss and its gradients; return what `training_step` returned."""
     results = run.train_results
     outer, results.hook = results.hook, "training_step"
-    assert run.training_step is not None
     output = run.training_step(batch, batch_idx)
     results.hook = outer
     loss = output if type(output) is Tensor else loss_of(output)
@@ -146,7 +145,6 @@ def manual_step(run: Run, batch: Any, batch_idx: int, due: bool) -> Outputs:
     if not run.starts_window:
         hold_gradients(run, run.optimizers)
     run.train_results.hook = "training_step"
-    assert run.training_step is not None
     output = run.training_step(batch, batch_idx)
     run.train_results.hook = None
     if run.held:
