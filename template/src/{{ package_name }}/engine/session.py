@@ -88,7 +88,8 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
     if datamodule is not None:
         datamodule.trainer = trainer
     strategy, precision, progress = trainer.strategy, trainer.precision_plugin, trainer.progress
-    hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=trainer.active_profiler)
+    profiler = trainer.profiler if trainer.profiler.is_on else None
+    hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=profiler)
     train, evaluation = (Results(training, progress) for training in (True, False))
     for results in (train, evaluation):
         results.on_rank_zero = strategy.is_global_zero or trainer.parity

@@ -307,9 +307,8 @@ def _zero_grad(run: Run) -> Callable[[int], None] | None:
 def _before_step(run: Run) -> Callable[[Optimizer], None] | None:
     hook = run.hooks["on_before_optimizer_step"]
     trainer, overridden = run.trainer, run.hooks.module_overrides("configure_gradient_clipping")
-    clips = (overridden or bool(trainer.gradient_clip_val)) and (run.module.automatic_optimization or not run.parity)
-    if overridden and not run.module.automatic_optimization:
-        clips = False
+    by_hand, asked = not run.module.automatic_optimization, bool(trainer.gradient_clip_val)
+    clips = asked and not overridden and not run.parity if by_hand else asked or overridden
     if hook is None and not clips:
         return None
     clip = run.hooks.method("configure_gradient_clipping") if clips else None

@@ -32,7 +32,7 @@ from .predict import predict as run_predict
 from .predict import predictions
 from .preflight import preflight as watched
 from .preflight import select_checks
-from .profilers import PassThroughProfiler, Profiler, select_profiler
+from .profilers import Profiler, select_profiler
 from .progress import FitProgress
 from .run import Run
 from .session import session
@@ -202,7 +202,6 @@ class Trainer(OldCalls, TrainerServices):
         self.enable_autolog_hparams = enable_autolog_hparams
         self.default_root_dir = str(Path.cwd() if default_root_dir is None else Path(default_root_dir).expanduser())
         self.profiler = select_profiler(profiler)
-        self.active_profiler = None if isinstance(self.profiler, PassThroughProfiler) else self.profiler
         self.fast_dev_run = fast_dev_run
         if fast_dev_run:
             vars(self).update(settings.fast_dev_run(fast_dev_run, self.overfit_batches))

@@ -304,11 +304,6 @@ class ProcessesStrategy(Strategy):
     def _is_alone(self) -> bool:
         return self.failed_at is not None or not dist.is_initialized()
 
-    @property
-    def host_device(self) -> torch.device:
-        """Where small values for agreements live: on the host, unless the backend reaches devices only."""
-        return self.root_device if self.process_group_backend == "nccl" else torch.device("cpu")
-
     def unanimous(self, name: str) -> bool:
         """Return whether all ranks call this with the same name; costs ranks that do not call it nothing.
 
@@ -327,7 +322,9 @@ class ProcessesStrategy(Strategy):
         """Return the largest of each number over ranks. A collective."""
         if self._is_alone:
             return numbers
-        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.host_device)
+        # On the host, unless the backend reaches devices only.
+        device = self.root_device if self.process_group_backend == "nccl" else "cpu"
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         largest: list[int] = tensor.tolist()
         return largest
