@@ -21,6 +21,7 @@ from .dispatch import overrides, parameters_of
 from .distributed import rank_zero_warn
 from .hooks import Callback
 from .loading import has_loader, load_loaders
+from .metrics import is_number
 from .position import own_states, samplers_of, set_own_states
 from .results import Results
 from .run import Loaders, Run, scalars, step_arguments, to_floats
@@ -192,7 +193,7 @@ def evaluate_loader(
 
 def hint_at_unlogged(run: Run, prefix: str, output: dict[Any, Any]) -> None:
     """Say that the numbers which a step returned are lost, when it logs nothing and nobody reads what it returns."""
-    numbers = [name for name, value in output.items() if isinstance(value, (int, float)) or _is_scalar(value)]
+    numbers = [name for name, value in output.items() if is_number(value)]
     others = [callback for callback in run.hooks.callbacks if callback.role == ""]
     hooks = [f"on_{prefix}_{end}" for end in ("batch_end", "epoch_end", "end")]
     is_read = any(run.hooks.module_overrides(h) or any(overrides(o, h, Callback) for o in others) for h in hooks)
@@ -202,10 +203,6 @@ def hint_at_unlogged(run: Run, prefix: str, output: dict[Any, Any]) -> None:
             f"lost. Log them: `self.log({str(numbers[0])!r}, ...)`, or read them in `{hooks[0]}(outputs, ...)`. "
             "Turn this check off: `Trainer(preflight={'unlogged': False})`."
         )
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.numel() == 1
 
 
 def send_steps(run: Run, results: Results, step: int) -> None:

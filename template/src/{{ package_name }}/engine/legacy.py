@@ -14,12 +14,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .distributed import rank_zero_deprecation, rank_zero_warn
 from .errors import EndsAtCaller, MisconfigurationException, did_you_mean
 from .hooks import Callback
+from .metrics import as_tensor, is_number
 from .run import Run
 from .step import forward_backward, loss_of
 from .transfer import apply_to_collection
@@ -268,11 +268,8 @@ def _log_returned(module: Any, returned: Any, name: str) -> None:
     if not isinstance(returned, dict):
         return
     values = {**returned.get("log", {}), **{k: v for k, v in returned.items() if k not in ("log", "progress_bar")}}
-    numbers = {
-        k: v for k, v in values.items() if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)
-    }
     rank_zero_warn(f"`{name}` returned a dictionary; its numbers are logged. Today: `self.log_dict(...)`.")
-    module.log_dict({k: v if isinstance(v, Tensor) else torch.tensor(float(v)) for k, v in numbers.items()})
+    module.log_dict({name: as_tensor(value) for name, value in values.items() if is_number(value)})
 
 
 def takes_turns(run: Run) -> bool:
