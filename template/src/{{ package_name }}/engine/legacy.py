@@ -7,9 +7,11 @@ uses in `trainer` and `session`, when no article of 2021 matters to the team any
 from __future__ import annotations
 
 import ast
+import bisect
 import contextlib
 import functools
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -333,9 +335,4 @@ def turn(frequencies: list[int], batch_idx: int, count: int) -> list[int]:
     """Return the optimizers whose turn a batch is: all of them, or by frequency the one it falls to."""
     if not frequencies:
         return list(range(count))
-    position = batch_idx % sum(frequencies)
-    for index, frequency in enumerate(frequencies):
-        if position < frequency:
-            return [index]
-        position -= frequency
-    return []
+    return [bisect.bisect_right(list(itertools.accumulate(frequencies)), batch_idx % sum(frequencies))]

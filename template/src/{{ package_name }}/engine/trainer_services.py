@@ -26,21 +26,25 @@ from .verify import verify
 
 
 class TrainerServices(TrainerView):
-    """The part of `Trainer` that a run calls."""
+    """The part of `Trainer` that a run calls.
 
+    Attributes:
+        ordered: Returns callbacks in calling order: tuners first, checkpoints last.
+        hand_over: Returns what a run in another process is to leave behind in the one that started it.
+        take_over: Becomes what the trainer of another process has become.
+    """
+
+    ordered = staticmethod(ordered)
+    hand_over = hand_over
+    take_over = take_over
     use_distributed_sampler: bool
-    preflight: frozenset[str]
 
     def attach(self, run: Run) -> None:
         """Take a run whose module fits this call, and add what serves the module's hooks of 1.x."""
         verify(run)
         self.run = run
         if old_hooks_of(run.module) and not any(isinstance(callback, OldHooks) for callback in self.callbacks):
-            self.callbacks = ordered([*self.callbacks, OldHooks(run.module)])
-
-    def ordered(self, callbacks: list[Callback]) -> list[Callback]:
-        """Return callbacks in calling order: tuners first, checkpoints last."""
-        return ordered(callbacks)
+            self.callbacks = self.ordered([*self.callbacks, OldHooks(run.module)])
 
     def check_callbacks(self) -> None:
         """Refuse two stateful callbacks whose states would overwrite each other.
@@ -67,14 +71,6 @@ class TrainerServices(TrainerView):
         if not self.strategy.is_distributed or not self.use_distributed_sampler:
             return nest
         return shard(nest, stage, self.strategy, self.parity)
-
-    def hand_over(self, module: Any) -> dict[str, Any]:
-        """Return what a run in another process is to leave behind in the one that started it."""
-        return hand_over(self, module)
-
-    def take_over(self, module: Any, state: dict[str, Any]) -> None:
-        """Become what the trainer of another process has become."""
-        take_over(self, module, state)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in one process: a run, loaders that were made for it."""
