@@ -97,7 +97,6 @@ class Preflight:
         self._at_once = reads_at_once(run.strategy.root_device) or run.trainer.detect_anomaly
         self._plain: Callable[[Any, int], Any] = run.training_step
         self._step = self._watched if "loss" in checks else self._plain
-        self._backward = run.backward
         self._without_gradient: dict[str, nn.Parameter] = {}
         self._expected = 0
         self._graphs: dict[str, set[Any]] = {}

@@ -104,15 +104,12 @@ class FSDPStrategy(ProcessesStrategy):
             fully_shard(child, reshard_after_forward=self.reshard_after_forward, **common)
         return fully_shard(_Steps(module), **common)
 
-    def _parts(self) -> Iterator[FSDPModule]:
-        return (part for part in self.wrapped.modules() if isinstance(part, FSDPModule))
-
     def _set_whole(self, whole: bool) -> None:
         """Gather all parameters and keep them, or go back to this rank's part of them. Gathering is a collective."""
         if self.wrapped is None or self._is_whole == whole:
             return
         self._is_whole = whole
-        for part in self._parts():
+        for part in (part for part in self.wrapped.modules() if isinstance(part, FSDPModule)):
             is_root = part is self.wrapped
             part.set_reshard_after_forward(self.reshard_after_forward and not whole and not is_root, recurse=False)
             if whole:
