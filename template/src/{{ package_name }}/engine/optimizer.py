@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -149,7 +149,7 @@ def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: b
     Raises:
         MisconfigurationException: Another shape, a scheduler that cannot work, or one of an optimizer not returned.
     """
-    optimizers, schedulers, monitor, frequencies = _split(returned)
+    optimizers, schedulers, frequencies = _split(returned)
     optimizers = [unwrap(optimizer) for optimizer in optimizers]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer) and not hasattr(optimizer, "param_groups"):
@@ -157,50 +157,32 @@ def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: b
                 f"`configure_optimizers` returned a `{type(optimizer).__name__}` where an optimizer is due. "
                 f"Accepted are {ACCEPTED}."
             )
-    configs = [_config(scheduler, monitor, automatic) for scheduler in schedulers]
+    configs = [_config(scheduler, monitor, automatic) for scheduler, monitor in schedulers]
     for config in configs:
         _check(config, optimizers, automatic=automatic, custom_step=custom_scheduler_step)
     return Configured(optimizers, configs, frequencies)
 
 
-def _split(returned: Any) -> tuple[list[Any], list[Any], str | None, list[int]]:
+def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]], list[int]]:
+    """Return the optimizers, the schedulers each with the metric it watches, and the frequencies."""
     if returned is None:
         rank_zero_warn("`configure_optimizers` returned None: this fit runs with no optimizer.")
-        return [], [], None, []
-    if isinstance(returned, Mapping):
-        _refuse_unknown(returned)
-        scheduler = returned.get("lr_scheduler")
-        schedulers = [] if scheduler is None else list(scheduler) if isinstance(scheduler, list) else [scheduler]
-        return [returned["optimizer"]], schedulers, returned.get("monitor"), []
-    if isinstance(returned, (list, tuple)):
-        return _split_sequence(returned)
-    if hasattr(returned, "step"):
-        return [returned], [], None, []
-    raise MisconfigurationException(
-        f"`configure_optimizers` returned a `{type(returned).__name__}`. Accepted are {ACCEPTED}."
-    )
-
-
-def _split_sequence(returned: Sequence[Any]) -> tuple[list[Any], list[Any], str | None, list[int]]:
+        return [], [], []
+    returned = returned if isinstance(returned, (list, tuple)) else [returned]
     if len(returned) == 2 and isinstance(returned[0], (list, tuple)):
         optimizers, schedulers = returned
-        return list(optimizers), list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers], None, []
-    if returned and all(isinstance(item, Mapping) for item in returned):
-        optimizers, schedulers, frequencies = [], [], []
-        for item in returned:
-            _refuse_unknown(item)
-            optimizers.append(item["optimizer"])
-            if item.get("lr_scheduler") is not None:
-                schedulers.append(_with_monitor(item["lr_scheduler"], item.get("monitor")))
-            if item.get("frequency"):
-                frequencies.append(int(item["frequency"]))
-        return optimizers, schedulers, None, frequencies if len(frequencies) == len(optimizers) else []
-    return list(returned), [], None, []
-
-
-def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
-    settings = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
-    return {"monitor": monitor, **settings} if monitor else settings
+        schedulers = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
+        return list(optimizers), [(scheduler, None) for scheduler in schedulers], []
+    if not all(isinstance(item, Mapping) for item in returned):
+        return list(returned), [], []
+    watched = []
+    for item in returned:
+        _refuse_unknown(item)
+        schedulers = item.get("lr_scheduler")
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+        watched += [(scheduler, item.get("monitor")) for scheduler in schedulers if scheduler is not None]
+    frequencies = [int(item["frequency"]) for item in returned if item.get("frequency")]
+    return [item["optimizer"] for item in returned], watched, frequencies if len(frequencies) == len(returned) else []
 
 
 def _refuse_unknown(returned: Mapping[str, Any]) -> None:
