@@ -129,17 +129,10 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
-@dataclass(slots=True)
-class Configured:
-    """Optimizers, schedulers and, for 1.x modules, how many batches in turn each optimizer gets."""
-
-    optimizers: list[Optimizer]
-    schedulers: list[LRSchedulerConfig]
-    frequencies: list[int]
-
-
-def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: bool) -> Configured:
-    """Turn what `configure_optimizers` returned into lists.
+def parse_optimizers(
+    returned: Any, *, automatic: bool, custom_scheduler_step: bool
+) -> tuple[list[Optimizer], list[LRSchedulerConfig], list[int]]:
+    """Return optimizers, schedulers and, for 1.x modules, how many batches in turn each optimizer gets.
 
     Args:
         returned: One of the accepted shapes.
@@ -160,7 +153,7 @@ def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: b
     configs = [_config(scheduler, monitor, automatic) for scheduler, monitor in schedulers]
     for config in configs:
         _check(config, optimizers, automatic=automatic, custom_step=custom_scheduler_step)
-    return Configured(optimizers, configs, frequencies)
+    return optimizers, configs, frequencies
 
 
 def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]], list[int]]:

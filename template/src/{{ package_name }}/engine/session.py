@@ -202,17 +202,16 @@ def call_setup(run: Run, stage: str) -> None:
 def configure_optimizers(run: Run) -> None:
     """Ask the module for its optimizers and schedulers."""
     module = run.module
-    parsed = parse_optimizers(
+    run.optimizers, run.schedulers, run.frequencies = parse_optimizers(
         module.configure_optimizers(),
         automatic=module.automatic_optimization,
         custom_scheduler_step=run.hooks.module_overrides("lr_scheduler_step"),
     )
-    if run.parity and module.automatic_optimization and len(parsed.optimizers) > 1:
+    if run.parity and module.automatic_optimization and len(run.optimizers) > 1:
         raise RuntimeError(
-            f"`configure_optimizers` returned {len(parsed.optimizers)} optimizers, which the reference framework takes "
+            f"`configure_optimizers` returned {len(run.optimizers)} optimizers, which the reference framework takes "
             "under manual optimisation only. Set `self.automatic_optimization = False`, or leave `parity` out."
         )
-    run.optimizers, run.schedulers, run.frequencies = parsed.optimizers, parsed.schedulers, parsed.frequencies
 
 
 def send_hparams(run: Run) -> None:
