@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 from ..errors import MisconfigurationException, did_you_mean
@@ -139,6 +137,7 @@ class Tuner:
     def _search(
         self, finder: Any, model: Any, method: str, train_and_val: tuple[Any, Any], dataloaders: Any, datamodule: Any
     ) -> None:
+        """Search in a call of the Trainer, which is as before afterwards."""
         if method not in METHODS:
             raise MisconfigurationException(
                 f"`method={method!r}`: accepted are {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
@@ -147,29 +146,21 @@ class Tuner:
         if wrong:
             expected = "`train_dataloaders` and `val_dataloaders`" if method == "fit" else "`dataloaders`"
             raise MisconfigurationException(f"With `method={method!r}` pass loaders as {expected}.")
-        finder.early_exit = True
-        with self._only_for(finder, model) as trainer:
-            if method == "fit":
-                trainer.fit(model, *train_and_val, datamodule=datamodule)
-            else:
-                silent = {"return_predictions" if method == "predict" else "verbose": False}
-                getattr(trainer, method)(model, dataloaders, datamodule=datamodule, **silent)
-
-    @contextmanager
-    def _only_for(self, finder: Any, model: Any) -> Iterator[Any]:
-        """Add the finder, silence loggers, and put the trainer and the module's device back afterwards."""
-        trainer = self._trainer
-        same = [callback for callback in trainer.callbacks if type(callback) is type(finder)]
-        if same:
+        trainer, device = self._trainer, model.device
+        if any(type(callback) is type(finder) for callback in trainer.callbacks):
             raise MisconfigurationException(
                 f"The Trainer has a `{type(finder).__name__}` already, which searches at every `fit`. Remove it, or do "
                 "not call the Tuner."
             )
-        device = model.device
+        finder.early_exit = True
         try:
             with restored(trainer):
                 trainer.callbacks = trainer.ordered([finder, *trainer.callbacks])
                 trainer.loggers = [DummyLogger() for _ in trainer.loggers]
-                yield trainer
+                if method == "fit":
+                    trainer.fit(model, *train_and_val, datamodule=datamodule)
+                else:
+                    silent = {"return_predictions" if method == "predict" else "verbose": False}
+                    getattr(trainer, method)(model, dataloaders, datamodule=datamodule, **silent)
         finally:
             model.to(device)
