@@ -134,9 +134,7 @@ def evaluate(run: Run, loaders: Loaders, prefix: str, results: Results) -> list[
     hooks, trainer = run.hooks, run.trainer
     several = len(loaders.loaders) > 1
     outputs: list[dict[str, Any]] = []
-    trainer.current_loaders = loaders
-    set_epoch(samplers_of(flattened(loaders.nest)), run.progress.epoch)
-    with evaluation_mode(run, prefix):
+    with evaluation_mode(run, prefix, loaders):
         hooks.call(f"on_{prefix}_start")
         hooks.call(f"on_{prefix}_epoch_start")
         step = step_function(run, f"{prefix}_step", several)
@@ -222,9 +220,11 @@ def loader_metrics(run: Run, results: Results) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def evaluation_mode(run: Run, prefix: str) -> Iterator[None]:
-    """Put the module into evaluation mode by its hook, and every submodule back into its own mode afterwards."""
+def evaluation_mode(run: Run, prefix: str, loaders: Loaders) -> Iterator[None]:
+    """Begin with loaders; the module is in evaluation mode, and every submodule in its own mode again afterwards."""
     module, hooks = run.module, run.hooks
+    run.trainer.current_loaders = loaders
+    set_epoch(samplers_of(flattened(loaders.nest)), run.progress.epoch)
     modes = [(child, child.training) for child in module.modules()]
     hooks.method(f"on_{prefix}_model_eval")()
     yield

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from .data import flattened, set_epoch
 from .evaluate import evaluation_mode, step_function
 from .loading import load_loaders
-from .position import samplers_of
 from .run import Run
 from .states import RunningStage
 from .transfer import apply_to_collection
@@ -61,11 +59,9 @@ def predictions(run: Run) -> Iterator[tuple[int, Any]]:
     run.evaluation = load_loaders(run, "predict", "limit_predict_batches")
     if run.evaluation is None:
         return
-    run.trainer.current_loaders = run.evaluation
-    set_epoch(samplers_of(flattened(run.evaluation.nest)), run.progress.epoch)
     no_grad = torch.inference_mode() if run.trainer.inference_mode else torch.no_grad()
     several = len(run.evaluation.loaders) > 1
-    with no_grad, evaluation_mode(run, "predict"):
+    with no_grad, evaluation_mode(run, "predict", run.evaluation):
         run.hooks.call("on_predict_start")
         run.hooks.call("on_predict_epoch_start")
         run.trainer.epoch_batch_indices = []
