@@ -43,7 +43,6 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
     _trainer: Any = None
     _results: Any = None
     _cached_device: torch.device | None = None
-    _fabric: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -423,6 +422,6 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the trainer out of pickles and copies: a module travels alone."""
-        left = {"_trainer", "_results", "_fabric", "_compiled_call_impl"}
+        left = {"_trainer", "_results", "_compiled_call_impl"}
         compiled = {"log", "training_step"}  # by `Trainer(compile="step")`
         return {n: v for n, v in self.__dict__.items() if n not in left and not (n in compiled and callable(v))}
