@@ -63,6 +63,29 @@ def test_r41_predict_returns_outputs_by_batch_and_by_loader() -> None:
     assert len(list(trainer.predict_iter(Predicts(), one))) == 2
 
 
+def test_predict_iter_does_not_take_the_weights_that_an_earlier_call_began_with(tmp_path: Path) -> None:
+    model, trainer = BoringModel(), quiet_trainer(max_epochs=1)
+    trainer.fit(model, loader())
+    trainer.save_checkpoint(tmp_path / "early.ckpt")
+    trainer = quiet_trainer(max_epochs=3)
+    trainer.fit(model, loader(), ckpt_path=tmp_path / "early.ckpt")
+    trained = model(loader().dataset[:][0])
+    assert torch.equal(torch.cat(list(trainer.predict_iter(model, loader()))), trained)
+
+
+def test_predict_reads_no_batch_beyond_its_limit() -> None:
+    read: list[int] = []
+
+    class Stream:
+        def __iter__(self) -> Any:
+            for number in range(5):
+                read.append(number)
+                yield [torch.ones(2, 4)]
+
+    assert len(quiet_trainer(limit_predict_batches=2).predict(BoringModel(), Stream())) == 2
+    assert read == [0, 1]
+
+
 def test_r42_one_function_may_serve_validation_and_test() -> None:
     class Shared(BoringModel):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:

@@ -35,18 +35,10 @@ class Rank(Strategy):
 
     def __init__(self, rank: int, world_size: int, said: list[Any]) -> None:
         super().__init__()
-        self._rank, self._world_size, self._said, self._heard = rank, world_size, said, 0
-
-    @property
-    def world_size(self) -> int:
-        return self._world_size
-
-    @property
-    def global_rank(self) -> int:
-        return self._rank
+        self.global_rank, self.world_size, self._said, self._heard = rank, world_size, said, 0
 
     def broadcast(self, obj: Any, src: int = 0) -> Any:
-        if self._rank == 0:
+        if self.global_rank == 0:
             self._said.append(obj)
         self._heard += 1
         return self._said[self._heard - 1]

@@ -442,7 +442,7 @@ def test_the_kept_files_can_be_listed(tmp_path: Path) -> None:
 class TwoRanks(SingleDeviceStrategy):
     """Rank 0 of two, as far as callbacks can see."""
 
-    world_size = 2  # type: ignore[assignment]
+    world_size = 2
 
     def __init__(self) -> None:
         super().__init__("cpu")

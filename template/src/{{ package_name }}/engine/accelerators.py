@@ -40,7 +40,7 @@ class Accelerator:
     missing: str
     is_numbered: bool = True
     strategy: str | None = None
-    before_launch: Callable[[int], Any] | None = None
+    before_launch: Callable[[int], Any] = lambda count: None
 
     def device(self, index: int) -> torch.device:
         """Return the device with this index."""
@@ -61,21 +61,13 @@ def _tpu_distributed() -> Any:
     return importlib.import_module("torch.tpu.distributed")
 
 
-_REGISTRY: dict[str, Accelerator] = {}
 _ALIASES = {"gpu": ("cuda", "mps"), "auto": ("tpu", "mps", "cuda", "cpu")}
 _ENDED = {
     "ipu": "PyTorch for Graphcore IPUs ended in 2023",
     "hpu": "PyTorch for Habana HPUs is no longer served by this interface",
 }
-
-
-def register(accelerator: Accelerator) -> None:
-    """Add an accelerator, or replace the one of that name."""
-    _REGISTRY[accelerator.name] = accelerator
-
-
-register(Accelerator("cpu", "cpu", lambda: True, lambda: 1, "", is_numbered=False))
-register(
+_OURS = (
+    Accelerator("cpu", "cpu", lambda: True, lambda: 1, "", is_numbered=False),
     Accelerator(
         "cuda",
         "cuda",
@@ -83,9 +75,7 @@ register(
         lambda: torch.cuda.device_count() > 0,
         torch.cuda.device_count,
         "Install a CUDA build of torch (https://pytorch.org/get-started/locally) and check `nvidia-smi`.",
-    )
-)
-register(
+    ),
     Accelerator(
         "mps",
         "mps",
@@ -94,9 +84,7 @@ register(
         "It exists on Apple computers only.",
         is_numbered=False,
         strategy="single_device",
-    )
-)
-register(
+    ),
     Accelerator(
         "tpu",
         "tpu",
@@ -106,9 +94,7 @@ register(
         is_numbered=False,
         # Addresses that all processes must agree on, which torch_tpu writes into the environment.
         before_launch=lambda count: _tpu_distributed().set_tpu_launch_env(nproc_per_node=count),
-    )
-)
-register(
+    ),
     Accelerator(
         "xla",
         "xla",
@@ -118,8 +104,14 @@ register(
         "torch_tpu and accelerator='tpu'.",
         is_numbered=False,
         strategy="xla",
-    )
+    ),
 )
+_REGISTRY = {accelerator.name: accelerator for accelerator in _OURS}
+
+
+def register(accelerator: Accelerator) -> None:
+    """Add an accelerator, or replace the one of that name."""
+    _REGISTRY[accelerator.name] = accelerator
 
 
 def registered(name: str) -> Accelerator:

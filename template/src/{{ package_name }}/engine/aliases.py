@@ -87,13 +87,7 @@ class AliasFinder(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         """Return a spec for a path of the table."""
         alias = fullname.removeprefix(f"{self.package}.")
-        if alias == fullname or alias not in ALIASES:
-            return None
-        return ModuleSpec(fullname, self, is_package=True)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Leave the making to Python."""
-        return None
+        return ModuleSpec(fullname, self, is_package=True) if alias != fullname and alias in ALIASES else None
 
     def exec_module(self, module: ModuleType) -> None:
         """Let the module look its names up when they are asked for."""

@@ -23,6 +23,7 @@ from .hparams import pack
 from .position import own_states
 from .results import LogOptions, MetricRecord, Record, is_metric, is_metric_collection
 from .run import Run
+from .transfer import move_data_to_device
 
 FORMAT_VERSION = "2.6.0"
 """The version of the reference's format that these keys follow; its loader asks for it."""
@@ -147,12 +148,9 @@ def torchmetrics_states(module: Any) -> dict[str, dict[str, Any]]:
 
 def restore_model(run: Run, checkpoint: dict[str, Any]) -> None:
     """Take the weights back, then the states of the data module and the callbacks."""
-    module = run.module
-    hooks_module = run.hooks.module_overrides("on_load_checkpoint")
-    if hooks_module:
-        module.on_load_checkpoint(checkpoint)
+    module, datamodule = run.module, run.datamodule
+    module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=module.strict_loading)
-    datamodule = run.datamodule
     if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
         datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
     if "callbacks" in checkpoint:
@@ -271,7 +269,7 @@ def _restore_exactly(run: Run, state: dict[str, Any]) -> None:
 
 
 def _restore_record(run: Run, saved: dict[str, Any], modules: dict[str, Any], device: torch.device) -> None:
-    state = {name: _to(value, device) for name, value in saved["state"].items()}
+    state = {name: move_data_to_device(value, device) for name, value in saved["state"].items()}
     if saved["metric"] is None:
         record = Record(options=LogOptions(**saved["options"]), **state)
     elif is_metric(modules.get(saved["metric"])):  # whose state comes back by itself
@@ -286,14 +284,8 @@ def _restore_record(run: Run, saved: dict[str, Any], modules: dict[str, Any], de
 
 def _restore_metric(metric: Any, saved: dict[str, Any], device: torch.device) -> None:
     for key, value in saved["values"].items():
-        setattr(metric, key, _to(value, device))
+        setattr(metric, key, move_data_to_device(value, device))
     metric._update_count, metric._computed = saved["count"], None
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, list):
-        return [_to(item, device) for item in value]
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 # Which file.

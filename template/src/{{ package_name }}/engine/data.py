@@ -46,6 +46,13 @@ def rebuild(nest: Nest, values: Iterator[Any]) -> Nest:
     return type(nest)(rebuild(child, values) for child in nest)
 
 
+def mapped(nest: Nest, change: Callable[[Any], Any]) -> Nest:
+    """Return a nest, or a `CombinedLoader`, with every loader as `change` returns it."""
+    if isinstance(nest, CombinedLoader):
+        return CombinedLoader(mapped(nest.iterables, change), nest.mode)
+    return rebuild(nest, iter([change(loader) for loader in leaves(nest)]))
+
+
 def flattened(nest: Nest) -> list[Any]:
     """Return the loaders of a nest, or of a `CombinedLoader`, in order."""
     return nest.flattened if isinstance(nest, CombinedLoader) else leaves(nest)
@@ -128,12 +135,12 @@ class CombinedLoader:
     @property
     def batch_sampler(self) -> Any:
         """The nest of batch samplers, for parity with a loader."""
-        return rebuild(self.iterables, iter([getattr(loader, "batch_sampler", None) for loader in self.flattened]))
+        return mapped(self.iterables, lambda loader: getattr(loader, "batch_sampler", None))
 
     @property
     def sampler(self) -> Any:
         """The nest of samplers."""
-        return rebuild(self.iterables, iter([getattr(loader, "sampler", None) for loader in self.flattened]))
+        return mapped(self.iterables, lambda loader: getattr(loader, "sampler", None))
 
     def lengths(self) -> list[float]:
         """Return each loader's number of batches after its limit."""
@@ -203,34 +210,32 @@ class Together:
 
 
 class Feed:
-    """Walks the training loader, epoch by epoch, and can continue where another run stopped."""
+    """Walks the training loader, epoch by epoch, and can continue where another run stopped.
+
+    Attributes:
+        loaders: The loaders, flattened.
+    """
 
     def __init__(self, loader: Nest, mode: str = "max_size_cycle", limit: float = float("inf")) -> None:
-        self.loader = loader
-        self.combined = (
-            None if is_loader(loader) and not isinstance(loader, CombinedLoader) else _combined(loader, mode)
-        )
+        self.loader = loader if is_loader(loader) else CombinedLoader(loader, mode)
+        self.combined = self.loader if isinstance(self.loader, CombinedLoader) else None
+        self.loaders = flattened(self.loader)
         self.limit = limit
-        self._walk = Walk(loader)
-        self._iterator: Iterator[Any] | None = None
-        self._resume: dict[str, Any] | None = None
+        self._walk = Walk(self.loader)
+        self._iterator: Any = None
+        self._resume: Any = None  # the state to go on from
         self._ahead: list[Any] = []  # batches that were fetched and not yet given out
         self._is_at_end = False  # the epoch's last batch was given out
         self.all_have: Callable[[bool], bool] | None = None
         """Whether every process has another batch; set where processes may have different numbers of them."""
 
-    @property
-    def loaders(self) -> list[Any]:
-        """The loaders, flattened."""
-        return leaves(self.combined.iterables) if self.combined is not None else [self.loader]
-
     def size(self) -> float:
         """Return the number of batches of one epoch after the limit; `inf` when unknown."""
-        return min(self.combined.size() if self.combined is not None else length(self.loader), self.limit)
+        return min(length(self.loader), self.limit)
 
     def rows_per_batch(self) -> int | None:
         """Return the rows of every batch but the last, where the loader says so."""
-        rows = getattr(self.loader, "batch_size", None) if self.combined is None else None
+        rows = getattr(self.loader, "batch_size", None)
         return rows if isinstance(rows, int) else None
 
     def set_epoch(self, epoch: int) -> None:
@@ -268,13 +273,13 @@ class Feed:
             self.open()
             if was_open and self.combined is None:  # else nobody but the iterator has drawn, and this costs 40 µs
                 self._walk.begin()
-        assert self._iterator is not None
         iterator = (item[0] for item in self._iterator) if self.combined is not None else self._iterator
         size = self.size()
         if self._is_at_end:
             return
         if size != float("inf") and self.all_have is None and not self._is_stateful():
-            yield from _known(iterator, int(size), done)
+            for index, batch in zip(range(done, int(size)), iterator, strict=False):
+                yield batch, index == size - 1
         else:
             rest = int(size) - done - len(self._ahead) if self._is_cut() else None
             yield from self._unknown(itertools.islice(iterator, rest))
@@ -351,7 +356,6 @@ class Feed:
 
     def _continue(self, done: int) -> None:
         state, self._resume = self._resume, None
-        assert state is not None
         self.close()
         self._ahead, self._is_at_end = list(state["ahead"]), state["is_at_end"]
         if self._is_at_end and self._is_stateful():
@@ -365,17 +369,3 @@ class Feed:
             self._walk.resume(state["walks"][0], done + len(self._ahead))
             self._iterator = self._walk.iterator
         set_generators(self.loaders, state["now"])
-
-
-def _combined(loader: Nest, mode: str) -> CombinedLoader:
-    return loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, mode)
-
-
-def _known(iterator: Iterator[Any], size: int, done: int) -> Iterator[tuple[Any, bool]]:
-    last = size - 1
-    for index in range(done, size):
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        yield batch, index == last

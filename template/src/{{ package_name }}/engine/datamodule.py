@@ -59,9 +59,8 @@ class LightningDataModule(DataHooks, HyperparametersMixin, LoadableMixin):
 
         def loader(dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
             shuffle = shuffle and not isinstance(dataset, IterableDataset)
-            return DataLoader(
-                dataset, batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=_has_accelerator()
-            )
+            pins = torch.accelerator.is_available()
+            return DataLoader(dataset, batch_size, shuffle=shuffle, num_workers=num_workers, pin_memory=pins)
 
         def loaders(datasets: Any, shuffle: bool = False) -> Any:
             if isinstance(datasets, Mapping):
@@ -91,7 +90,3 @@ class LightningDataModule(DataHooks, HyperparametersMixin, LoadableMixin):
     def __getstate__(self) -> dict[str, Any]:
         """Leave the trainer out of pickles and copies."""
         return {k: v for k, v in self.__dict__.items() if k != "trainer"}
-
-
-def _has_accelerator() -> bool:
-    return torch.accelerator.is_available()

@@ -99,20 +99,5 @@ def _make(role: str, old: dict[str, Any], short: bool) -> Callback | None:
 
 def ordered(callbacks: list[Callback]) -> list[Callback]:
     """Return callbacks in calling order: tuners first, checkpoints last, the others as they are."""
-    tuners = [callback for callback in callbacks if callback.role == "tuner"]
-    checkpoints = [callback for callback in callbacks if callback.role == "checkpoint"]
-    return [*tuners, *(c for c in callbacks if c.role not in ("tuner", "checkpoint")), *checkpoints]
-
-
-def tuners_of_old_arguments(trainer: Any) -> None:
-    """Run the tuners that `auto_scale_batch_size` and `auto_lr_find` of 1.x ask for, once, in that order."""
-    old = trainer._old_arguments
-    batch_size, lr = old.pop("auto_scale_batch_size", None), old.pop("auto_lr_find", None)
-    if not batch_size and not lr:
-        return
-    if batch_size:
-        mode = batch_size if isinstance(batch_size, str) else "power"
-        library.BatchSizeFinder(mode=mode).on_fit_start(trainer, trainer.lightning_module)
-    if lr:
-        name = lr if isinstance(lr, str) else ""
-        library.LearningRateFinder(attr_name=name).on_fit_start(trainer, trainer.lightning_module)
+    places = {"tuner": -1, "checkpoint": 1}
+    return sorted(callbacks, key=lambda callback: places.get(callback.role, 0))

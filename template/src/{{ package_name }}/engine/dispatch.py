@@ -115,20 +115,23 @@ class HookTable:
 
     def data_hook(self, name: str) -> HookFunction | None:
         """Return an overridden data hook, the data module's before the module's, or None."""
-        for owner, base in ((self.datamodule, DataHooks), (self.module, self.base)):
-            if owner is not None and overrides(owner, name, base):
-                return self._caller(name, (self._timed(getattr(owner, name), owner, name),))
-        return None
+        owner = self.owner_of(name)
+        return None if owner is None else self._caller(name, (self._timed(getattr(owner, name), owner, name),))
+
+    def owner_of(self, name: str) -> Any:
+        """Return who defines a data hook or a loader method: the data module, the module, or None."""
+        if self.datamodule is not None and overrides(self.datamodule, name, DataHooks):
+            return self.datamodule
+        return self.module if self.module_overrides(name) else None
 
     def wrap(self, name: str, function: HookFunction) -> HookFunction:
         """Return `function` timed, if a profiler is on, as the module's `name`."""
         return self._timed(function, self.module, name)
 
     def _functions(self, name: str) -> tuple[HookFunction, ...]:
-        early = [callback for callback in self.callbacks if not (name == "on_train_epoch_end" and callback.runs_last)]
         late = [callback for callback in self.callbacks if name == "on_train_epoch_end" and callback.runs_last]
-        functions = [*self._of_callbacks(name, early)]
-        if name not in {"setup", "teardown", "on_exception"} and self.module_overrides(name):
+        functions = self._of_callbacks(name, [callback for callback in self.callbacks if callback not in late])
+        if self.module_overrides(name):
             functions.append(self._timed(getattr(self.module, name), self.module, name))
         return (*functions, *self._of_callbacks(name, late))
 
@@ -187,16 +190,14 @@ def _name_callback(error: Exception, function: Any, name: str) -> None:
 
 def fit_arguments(function: HookFunction, name: str) -> HookFunction:
     """Adapt a callback's hook to the arguments it takes; in 1.x training batches had a `dataloader_idx` too."""
-    if name not in _WITHOUT_DATALOADER and not name.endswith(("_batch_start", "_batch_end")):
+    if not name.endswith(("_batch_start", "_batch_end")):
         return function
     parameters = list(parameters_of(function).values())
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return function
     wanted = 4 if name.endswith("_start") else 5
-    if name in _WITHOUT_DATALOADER and len([p for p in parameters if p.default is p.empty]) == wanted + 1:
-        return lambda *args: function(*args, 0)
-    if name not in _WITHOUT_DATALOADER and len(parameters) == wanted:
+    if len(parameters) == wanted and name not in _WITHOUT_DATALOADER:
         return lambda *args: function(*args[:wanted])
-    if name not in _WITHOUT_DATALOADER and len([p for p in parameters if p.default is p.empty]) == wanted + 1:
+    if len([p for p in parameters if p.default is p.empty]) == wanted + 1:
         return lambda *args: function(*args, *([0] * (wanted + 1 - len(args))))
     return function

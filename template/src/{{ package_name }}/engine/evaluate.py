@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from .data import flattened, set_epoch
-from .dispatch import overrides
+from .dispatch import overrides, parameters_of
 from .distributed import rank_zero_warn
 from .hooks import Callback
 from .loading import has_loader, load_loaders
+from .metrics import is_number
 from .position import own_states, samplers_of, set_own_states
 from .results import Results
 from .run import Loaders, Run, scalars, step_arguments, to_floats
@@ -133,9 +134,7 @@ def evaluate(run: Run, loaders: Loaders, prefix: str, results: Results) -> list[
     hooks, trainer = run.hooks, run.trainer
     several = len(loaders.loaders) > 1
     outputs: list[dict[str, Any]] = []
-    trainer.current_loaders = loaders
-    set_epoch(samplers_of(flattened(loaders.nest)), run.progress.epoch)
-    with evaluation_mode(run, prefix):
+    with evaluation_mode(run, prefix, loaders):
         hooks.call(f"on_{prefix}_start")
         hooks.call(f"on_{prefix}_epoch_start")
         step = step_function(run, f"{prefix}_step", several)
@@ -168,8 +167,6 @@ def evaluate_loader(
     seen = run.seen_batches.get(index or 0, 0)
     results.dataloader_idx, results.batch = index, None
     for batch_idx, batch in enumerate(loader if limit else ()):
-        if batch_idx >= limit:
-            break
         batch = run.transfer(batch, index or 0)
         results.start_batch(batch, index)
         if hook_start is not None:
@@ -194,7 +191,7 @@ def evaluate_loader(
 
 def hint_at_unlogged(run: Run, prefix: str, output: dict[Any, Any]) -> None:
     """Say that the numbers which a step returned are lost, when it logs nothing and nobody reads what it returns."""
-    numbers = [name for name, value in output.items() if isinstance(value, (int, float)) or _is_scalar(value)]
+    numbers = [name for name, value in output.items() if is_number(value)]
     others = [callback for callback in run.hooks.callbacks if callback.role == ""]
     hooks = [f"on_{prefix}_{end}" for end in ("batch_end", "epoch_end", "end")]
     is_read = any(run.hooks.module_overrides(h) or any(overrides(o, h, Callback) for o in others) for h in hooks)
@@ -204,10 +201,6 @@ def hint_at_unlogged(run: Run, prefix: str, output: dict[Any, Any]) -> None:
             f"lost. Log them: `self.log({str(numbers[0])!r}, ...)`, or read them in `{hooks[0]}(outputs, ...)`. "
             "Turn this check off: `Trainer(preflight={'unlogged': False})`."
         )
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.numel() == 1
 
 
 def send_steps(run: Run, results: Results, step: int) -> None:
@@ -227,9 +220,11 @@ def loader_metrics(run: Run, results: Results) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def evaluation_mode(run: Run, prefix: str) -> Iterator[None]:
-    """Put the module into evaluation mode by its hook, and every submodule back into its own mode afterwards."""
+def evaluation_mode(run: Run, prefix: str, loaders: Loaders) -> Iterator[None]:
+    """Begin with loaders; the module is in evaluation mode, and every submodule in its own mode again afterwards."""
     module, hooks = run.module, run.hooks
+    run.trainer.current_loaders = loaders
+    set_epoch(samplers_of(flattened(loaders.nest)), run.progress.epoch)
     modes = [(child, child.training) for child in module.modules()]
     hooks.method(f"on_{prefix}_model_eval")()
     yield
@@ -264,16 +259,14 @@ def step_function(run: Run, name: str, several: bool) -> Callable[..., Any]:
 
 def check_signature(function: Callable[..., Any], name: str, several: bool) -> None:
     """Refuse a step that cannot tell its loaders apart, or waits for an index that does not come."""
-    from inspect import Parameter, signature
-
-    parameters = signature(function).parameters
-    takes_any = any(p.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in parameters.values())
+    parameters = parameters_of(function)
+    takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
     index = parameters.get("dataloader_idx")
     if several and index is None and not takes_any and len(parameters) < 3:
         raise RuntimeError(
             f"There are several loaders, but `{name}` has no `dataloader_idx`. Add `dataloader_idx=0` to its arguments."
         )
-    if not several and index is not None and index.default is Parameter.empty:
+    if not several and index is not None and index.default is index.empty:
         raise RuntimeError(
             f"There is one loader, but `{name}` requires `dataloader_idx`. Give it a default: `dataloader_idx=0`."
         )

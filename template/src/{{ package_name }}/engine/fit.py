@@ -44,7 +44,6 @@ def fit(run: Run) -> None:
     if run.trainer.limit_train_batches == 0:
         return
     load_training(run)
-    assert run.feed is not None
     if not run.resumed and (run.parity or not is_done(run)):
         run.feed.open()
     if nothing_to_do(run):
@@ -75,8 +74,6 @@ def train_epoch(run: Run) -> None:
     progress, results, trainer = run.progress, run.train_results, run.trainer
     start_epoch(run)
     feed = run.feed
-    assert feed is not None
-    assert run.step is not None
     hook_start, hook_end = run.hooks["on_train_batch_start"], run.hooks["on_train_batch_end"]
     step, transfer, window, size = run.step, run.transfer, run.window, feed.size()
     rows, skipped = feed.rows_per_batch(), trainer.should_stop and can_stop(run)
@@ -143,7 +140,6 @@ def start_epoch(run: Run) -> None:
         progress.inside_epoch, progress.batch_idx, progress.is_last_batch = True, 0, False
         progress.epoch_first_log_step = progress.log_step
         reload_loaders(run)
-    assert run.feed is not None
     run.feed.set_epoch(progress.epoch)
     if begins:
         run.hooks.call("on_train_epoch_start")
@@ -156,7 +152,6 @@ def start_epoch(run: Run) -> None:
 def reload_loaders(run: Run) -> None:
     """Ask for the training loaders again every `reload_dataloaders_every_n_epochs`."""
     every, epoch = run.trainer.reload_dataloaders_every_n_epochs, run.progress.epoch
-    assert run.feed is not None
     if every and epoch - run.train_loaded_at >= every:
         load_training(run)
         if run.parity:  # The reference makes an iterator when it loads, and another for the epoch.
@@ -189,7 +184,6 @@ def finish_tail(run: Run) -> None:
     tail, progress = run.progress.tail, run.progress
     if not tail:
         return
-    assert run.feed is not None
     run.feed.restore_global()
     if tail == "epoch_end":
         finish_epoch(run)
@@ -226,7 +220,6 @@ def end_epoch(run: Run, skipped: bool) -> None:
 def finish_epoch(run: Run) -> None:
     """Close an epoch: plateau schedulers, the epoch's metrics, the counters."""
     progress, results, trainer = run.progress, run.train_results, run.trainer
-    assert run.feed is not None
     run.feed.close()
     run.reduce_epoch(results)
     trainer.metrics.refresh(results)
@@ -269,7 +262,6 @@ def is_done(run: Run) -> bool:
 
 def nothing_to_do(run: Run) -> bool:
     """Return whether this fit is over before it began, and say so."""
-    assert run.feed is not None
     trainer, progress = run.trainer, run.progress
     size = run.feed.size()
     if size == 0:
@@ -331,11 +323,8 @@ def update_schedulers(run: Run, interval: str, *, plateau: bool) -> None:
     for config in run.schedulers:
         if config.reduce_on_plateau is not plateau or config.interval != interval or count % config.frequency:
             continue
-        if not plateau:
-            step(config.scheduler, None)
-            continue
-        value = monitored(run, config)
-        if value is not None:
+        value = monitored(run, config) if plateau else None
+        if value is not None or not plateau:
             step(config.scheduler, value)
 
 
@@ -345,18 +334,16 @@ def monitored(run: Run, config: LRSchedulerConfig) -> Any:
     Raises:
         MisconfigurationException: No metric of that name can come any more, and the scheduler is strict.
     """
-    assert config.monitor is not None
-    metrics = run.trainer.callback_metrics
-    value = metrics.get(config.monitor)
+    metrics, name = run.trainer.callback_metrics, str(config.monitor)
+    value = metrics.get(name)
     if value is not None:
-        fresh = run.parity or run.is_fresh(config)
-        return value if fresh else None
+        return value if run.parity or run.is_fresh(config) else None
     if not config.strict:
-        rank_zero_warn(f"The scheduler's monitor `{config.monitor}` was not logged yet, so it does not step.")
+        rank_zero_warn(f"The scheduler's monitor `{name}` was not logged yet, so it does not step.")
         return None
     if not run.parity and run.trainer.enable_validation and run.progress.validations == 0:
         return None  # A first validation is still to come, so its metrics cannot be there yet.
     raise MisconfigurationException(
-        f"`ReduceLROnPlateau` watches `{config.monitor}`, which was not logged.{did_you_mean(config.monitor, metrics)} "
+        f"`ReduceLROnPlateau` watches `{name}`, which was not logged.{did_you_mean(name, metrics)} "
         f"Logged: {', '.join(metrics) or 'nothing'}. Log it, or change 'monitor' in `configure_optimizers`."
     )

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from .errors import CheckpointError, EndsAtCaller, MisconfigurationException, di
 from .inert import find_strangers
 from .packing import AttributeDict, unpack
 from .packing import pack as pack  # part of this module's surface
-
-if TYPE_CHECKING:
-    from typing import Self
 
 _KEPT_OUT = (nn.Module, Dataset, DataLoader, Sampler)
 _UNUSED = frozenset(("callbacks", "loops", "optimizer_states", "lr_schedulers"))
@@ -158,11 +155,8 @@ def _items_of(objects: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _is_kept_out(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(item, _KEPT_OUT) for item in value)
-    if isinstance(value, dict):
-        return any(isinstance(item, _KEPT_OUT) for item in value.values())
-    return isinstance(value, _KEPT_OUT)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(item, _KEPT_OUT) for item in items)
 
 
 def _deep_copy(values: Mapping[str, Any]) -> AttributeDict:

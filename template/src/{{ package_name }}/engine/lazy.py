@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,15 +15,16 @@ def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], An
 
     Args:
         package: Its `__name__`.
-        modules: Public name to the module under the package that defines it; modules can be named too.
+        modules: Public name to the module that defines it, as it is called from the package (`.name`: beside it);
+            modules can be asked for, too.
     """
 
     def load(name: str) -> Any:
         if name in modules:
-            return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
-        return submodule(package, name, modules)
+            return getattr(importlib.import_module(f".{modules[name]}", package), name)
+        return submodule(package, name, sys.modules[package].__all__)
 
-    return load, lambda: sorted({*modules, *modules.values()})
+    return load, lambda: sorted({*vars(sys.modules[package]), *sys.modules[package].__all__})
 
 
 def submodule(package: str, name: str, offered: Iterable[str]) -> ModuleType:

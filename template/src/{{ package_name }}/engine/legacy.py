@@ -7,19 +7,21 @@ uses in `trainer` and `session`, when no article of 2021 matters to the team any
 from __future__ import annotations
 
 import ast
+import bisect
 import contextlib
 import functools
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .distributed import rank_zero_deprecation, rank_zero_warn
 from .errors import EndsAtCaller, MisconfigurationException, did_you_mean
 from .hooks import Callback
+from .metrics import as_tensor, is_number
 from .run import Run
 from .step import forward_backward, loss_of
 from .transfer import apply_to_collection
@@ -157,8 +159,8 @@ def read_variable(text: str) -> Any:
         return text
 
 
-EPOCH_END = {"training_epoch_end": "train", "validation_epoch_end": "validation", "test_epoch_end": "test"}
-OLD_HOOKS = (*EPOCH_END, "on_epoch_start", "on_epoch_end", "training_step_end", "validation_step_end", "test_step_end")
+OLD_HOOKS = """training_epoch_end validation_epoch_end test_epoch_end on_epoch_start on_epoch_end training_step_end
+validation_step_end test_step_end""".split()
 
 
 def old_hooks_of(module: Any) -> list[str]:
@@ -268,11 +270,8 @@ def _log_returned(module: Any, returned: Any, name: str) -> None:
     if not isinstance(returned, dict):
         return
     values = {**returned.get("log", {}), **{k: v for k, v in returned.items() if k not in ("log", "progress_bar")}}
-    numbers = {
-        k: v for k, v in values.items() if isinstance(v, (int, float)) or (isinstance(v, Tensor) and v.numel() == 1)
-    }
     rank_zero_warn(f"`{name}` returned a dictionary; its numbers are logged. Today: `self.log_dict(...)`.")
-    module.log_dict({k: v if isinstance(v, Tensor) else torch.tensor(float(v)) for k, v in numbers.items()})
+    module.log_dict({name: as_tensor(value) for name, value in values.items() if is_number(value)})
 
 
 def takes_turns(run: Run) -> bool:
@@ -282,16 +281,14 @@ def takes_turns(run: Run) -> bool:
         MisconfigurationException: `training_step` asks for `optimizer_idx` under manual optimisation.
     """
     parameter = inspect.signature(run.module.training_step).parameters.get("optimizer_idx")
-    if parameter is not None and parameter.default is parameter.empty and not run.module.automatic_optimization:
+    required = parameter is not None and parameter.default is parameter.empty
+    if required and not run.module.automatic_optimization:
         raise MisconfigurationException(
             "`training_step` asks for `optimizer_idx`, which does not exist under manual optimisation. Take it out; "
             "use `self.optimizers()`."
         )
-    several = len(run.optimizers) > 1
-    required = parameter is not None and parameter.default is parameter.empty
-    return run.module.automatic_optimization and (
-        required or (several and (parameter is not None or bool(run.frequencies)))
-    )
+    several = len(run.optimizers) > 1 and (parameter is not None or bool(run.frequencies))
+    return run.module.automatic_optimization and (required or several)
 
 
 def step_in_turns(run: Run, batch: Any, batch_idx: int, due: bool) -> Any:
@@ -338,9 +335,4 @@ def turn(frequencies: list[int], batch_idx: int, count: int) -> list[int]:
     """Return the optimizers whose turn a batch is: all of them, or by frequency the one it falls to."""
     if not frequencies:
         return list(range(count))
-    position = batch_idx % sum(frequencies)
-    for index, frequency in enumerate(frequencies):
-        if position < frequency:
-            return [index]
-        position -= frequency
-    return []
+    return [bisect.bisect_right(list(itertools.accumulate(frequencies)), batch_idx % sum(frequencies))]

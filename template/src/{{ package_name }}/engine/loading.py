@@ -11,11 +11,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from .data import CombinedLoader, Feed, Together, flattened, leaves, length, limited, rebuild
+from .data import CombinedLoader, Feed, Together, flattened, leaves, length, limited, mapped
 from .distributed import rank_zero_warn
 from .errors import MisconfigurationException
 from .position import samplers_of
-from .run import Loaders, Run, owner_of
+from .run import Loaders, Run
 
 INFINITE = float("inf")
 
@@ -28,7 +28,7 @@ def loader_source(run: Run, stage: str) -> Any:
     """
     nest = run.trainer.given_loaders.get(stage)
     if nest is None:
-        owner = owner_of(f"{stage}_dataloader", run.module, run.hooks.datamodule, run.hooks.base)
+        owner = run.hooks.owner_of(f"{stage}_dataloader")
         if owner is None:
             return None
         nest = getattr(owner, f"{stage}_dataloader")()
@@ -45,10 +45,7 @@ def loader_source(run: Run, stage: str) -> Any:
 def has_loader(run: Run, stage: str) -> bool:
     """Return whether somebody gives loaders for a stage."""
     given = run.trainer.given_loaders.get(stage)
-    return (
-        given is not None
-        or owner_of(f"{stage}_dataloader", run.module, run.hooks.datamodule, run.hooks.base) is not None
-    )
+    return given is not None or run.hooks.owner_of(f"{stage}_dataloader") is not None
 
 
 def load_training(run: Run) -> None:
@@ -69,24 +66,22 @@ def load_training(run: Run) -> None:
             f"`{type(run.module).__name__}.train_dataloader`."
         )
     if trainer.overfit_batches:
-        nest = unshuffled(nest)
+        nest = mapped(nest, _in_order)
     nest = trainer.shard(nest, "train")
     old = run.feed
     run.feed = Feed(nest, trainer.train_mode)
-    combined = run.feed.combined
-    if combined is not None:
-        if combined.mode == "sequential":
-            raise ValueError(
-                "CombinedLoader(mode='sequential') serves evaluation only. Train with 'max_size_cycle', 'min_size' or "
-                "'max_size'."
-            )
-        combined.limits = None
-        combined.limits = [
-            limited("limit_train_batches", size, trainer.limit_train_batches) for size in combined.lengths()
-        ]
+    combined, loaders, limit = run.feed.combined, run.feed.loaders, trainer.limit_train_batches
+    limits = [limited("limit_train_batches", length(loader), limit) for loader in loaders]
+    if combined is None:
+        run.feed.limit = limits[0]
+    elif combined.mode == "sequential":
+        raise ValueError(
+            "CombinedLoader(mode='sequential') serves evaluation only. Train with 'max_size_cycle', 'min_size' or "
+            "'max_size'."
+        )
     else:
-        run.feed.limit = limited("limit_train_batches", length(nest), trainer.limit_train_batches)
-    trainer.train_nest, trainer.train_size = nest, run.feed.size()
+        combined.limits = limits
+    trainer.loaders["train"] = Loaders(nest, loaders, [run.feed.size()])
     if run.strategy.is_distributed:
         expect_uneven(run)
     if old is not None:
@@ -112,7 +107,6 @@ def expect_uneven(run: Run) -> None:
     An epoch then ends for all with the first rank that has no more; else the others would wait for its gradients.
     """
     feed, strategy = run.feed, run.strategy
-    assert feed is not None
     size = feed.size()
     batches = -1 if size == INFINITE else int(size)
     most, least = strategy.all_max([batches, -batches])
@@ -122,7 +116,7 @@ def expect_uneven(run: Run) -> None:
 
 
 def _set_interval(run: Run) -> None:
-    trainer, size = run.trainer, run.feed.size() if run.feed is not None else 0
+    trainer, size = run.trainer, run.feed.size()
     interval = trainer.val_check_interval
     run.val_check_seconds = trainer.val_check_seconds
     if run.val_check_seconds is not None:
@@ -154,9 +148,9 @@ def load_loaders(run: Run, stage: str, limit_name: str) -> Loaders | None:
     if nest is None:
         return None
     if stage == "val" and trainer.overfit_batches:
-        nest = unshuffled(nest)
+        nest = mapped(nest, _in_order)
     if stage == "predict" and not isinstance(nest, CombinedLoader):
-        nest = rebuild(nest, iter([_whole(loader) for loader in leaves(nest)]))
+        nest = mapped(nest, _whole)
     nest = trainer.shard(nest, stage)
     loaders = flattened(nest)
     limits = [limited(limit_name, length(loader), limit) for loader in loaders]
@@ -186,14 +180,8 @@ def check_iterable(nest: Any, stage: str) -> None:
             )
 
 
-def unshuffled(nest: Any) -> Any:
-    """Return the loaders without shuffling, for `overfit_batches`: the same few batches in every epoch."""
-    if isinstance(nest, CombinedLoader):
-        return CombinedLoader(unshuffled(nest.iterables), nest.mode)
-    return rebuild(nest, iter([_in_order(loader) for loader in leaves(nest)]))
-
-
 def _in_order(loader: Any) -> Any:
+    """Return a loader without shuffling, for `overfit_batches`: the same few batches in every epoch."""
     if not isinstance(loader, DataLoader) or not isinstance(getattr(loader, "sampler", None), RandomSampler):
         return loader
     rank_zero_warn("`overfit_batches` turns the shuffling of the loader off, so that the same batches come again.")

@@ -55,6 +55,11 @@ class CurrentMetrics:
             values.clear()
 
 
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, or a tensor of one."""
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
 def as_tensor(value: Any) -> Tensor:
     """Return a number as a tensor of no dimension; tensors as they are."""
     return value if isinstance(value, Tensor) else torch.tensor(float(value))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .distributed import rank_zero_debug
 from .errors import EndsAtCaller, MisconfigurationException
 from .hooks import DataHooks, ModuleHooks
 from .hparams import HyperparametersMixin, LoadableMixin
+from .results import is_metric_collection
 
 _ClipAlgorithms = ("norm", "value")
 
@@ -42,7 +43,6 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
     _trainer: Any = None
     _results: Any = None
     _cached_device: torch.device | None = None
-    _fabric: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -190,10 +190,8 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
 
     def log_dict(self, dictionary: Any, **options: Any) -> None:
         """Log every item of a mapping or a torchmetrics `MetricCollection`; `options` are those of `log`."""
-        items = (
-            dictionary.items(keep_base=False, copy_state=False) if _is_collection(dictionary) else dictionary.items()
-        )
-        for name, value in items:
+        asked = {"keep_base": False, "copy_state": False} if is_metric_collection(dictionary) else {}
+        for name, value in dictionary.items(**asked):
             self.log(name, value, **options)
 
     def _log_without_loop(self, name: str) -> None:
@@ -207,10 +205,8 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0 without breaking the progress bar."""
-        if self._trainer is None:
-            print(*args, **kwargs)
-        else:
-            self._trainer.print(*args, **kwargs)
+        write = print if self._trainer is None else self._trainer.print
+        write(*args, **kwargs)
 
     # Where the module is and who runs it.
 
@@ -426,12 +422,6 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the trainer out of pickles and copies: a module travels alone."""
-        left = {"_trainer", "_results", "_fabric", "_compiled_call_impl"}
+        left = {"_trainer", "_results", "_compiled_call_impl"}
         compiled = {"log", "training_step"}  # by `Trainer(compile="step")`
         return {n: v for n, v in self.__dict__.items() if n not in left and not (n in compiled and callable(v))}
-
-
-def _is_collection(value: Any) -> bool:
-    return (isinstance(value, Mapping | nn.ModuleDict) and hasattr(value, "keep_base")) or hasattr(
-        value, "compute_groups"
-    )

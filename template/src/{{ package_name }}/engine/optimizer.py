@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -129,17 +129,10 @@ def needs_closure(optimizer: Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
-@dataclass(slots=True)
-class Configured:
-    """Optimizers, schedulers and, for 1.x modules, how many batches in turn each optimizer gets."""
-
-    optimizers: list[Optimizer]
-    schedulers: list[LRSchedulerConfig]
-    frequencies: list[int]
-
-
-def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: bool) -> Configured:
-    """Turn what `configure_optimizers` returned into lists.
+def parse_optimizers(
+    returned: Any, *, automatic: bool, custom_scheduler_step: bool
+) -> tuple[list[Optimizer], list[LRSchedulerConfig], list[int]]:
+    """Return optimizers, schedulers and, for 1.x modules, how many batches in turn each optimizer gets.
 
     Args:
         returned: One of the accepted shapes.
@@ -149,7 +142,7 @@ def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: b
     Raises:
         MisconfigurationException: Another shape, a scheduler that cannot work, or one of an optimizer not returned.
     """
-    optimizers, schedulers, monitor, frequencies = _split(returned)
+    optimizers, schedulers, frequencies = _split(returned)
     optimizers = [unwrap(optimizer) for optimizer in optimizers]
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer) and not hasattr(optimizer, "param_groups"):
@@ -157,50 +150,32 @@ def parse_optimizers(returned: Any, *, automatic: bool, custom_scheduler_step: b
                 f"`configure_optimizers` returned a `{type(optimizer).__name__}` where an optimizer is due. "
                 f"Accepted are {ACCEPTED}."
             )
-    configs = [_config(scheduler, monitor, automatic) for scheduler in schedulers]
+    configs = [_config(scheduler, monitor, automatic) for scheduler, monitor in schedulers]
     for config in configs:
         _check(config, optimizers, automatic=automatic, custom_step=custom_scheduler_step)
-    return Configured(optimizers, configs, frequencies)
+    return optimizers, configs, frequencies
 
 
-def _split(returned: Any) -> tuple[list[Any], list[Any], str | None, list[int]]:
+def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]], list[int]]:
+    """Return the optimizers, the schedulers each with the metric it watches, and the frequencies."""
     if returned is None:
         rank_zero_warn("`configure_optimizers` returned None: this fit runs with no optimizer.")
-        return [], [], None, []
-    if isinstance(returned, Mapping):
-        _refuse_unknown(returned)
-        scheduler = returned.get("lr_scheduler")
-        schedulers = [] if scheduler is None else list(scheduler) if isinstance(scheduler, list) else [scheduler]
-        return [returned["optimizer"]], schedulers, returned.get("monitor"), []
-    if isinstance(returned, (list, tuple)):
-        return _split_sequence(returned)
-    if hasattr(returned, "step"):
-        return [returned], [], None, []
-    raise MisconfigurationException(
-        f"`configure_optimizers` returned a `{type(returned).__name__}`. Accepted are {ACCEPTED}."
-    )
-
-
-def _split_sequence(returned: Sequence[Any]) -> tuple[list[Any], list[Any], str | None, list[int]]:
+        return [], [], []
+    returned = returned if isinstance(returned, (list, tuple)) else [returned]
     if len(returned) == 2 and isinstance(returned[0], (list, tuple)):
         optimizers, schedulers = returned
-        return list(optimizers), list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers], None, []
-    if returned and all(isinstance(item, Mapping) for item in returned):
-        optimizers, schedulers, frequencies = [], [], []
-        for item in returned:
-            _refuse_unknown(item)
-            optimizers.append(item["optimizer"])
-            if item.get("lr_scheduler") is not None:
-                schedulers.append(_with_monitor(item["lr_scheduler"], item.get("monitor")))
-            if item.get("frequency"):
-                frequencies.append(int(item["frequency"]))
-        return optimizers, schedulers, None, frequencies if len(frequencies) == len(optimizers) else []
-    return list(returned), [], None, []
-
-
-def _with_monitor(scheduler: Any, monitor: str | None) -> Any:
-    settings = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
-    return {"monitor": monitor, **settings} if monitor else settings
+        schedulers = schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]
+        return list(optimizers), [(scheduler, None) for scheduler in schedulers], []
+    if not all(isinstance(item, Mapping) for item in returned):
+        return list(returned), [], []
+    watched = []
+    for item in returned:
+        _refuse_unknown(item)
+        schedulers = item.get("lr_scheduler")
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+        watched += [(scheduler, item.get("monitor")) for scheduler in schedulers if scheduler is not None]
+    frequencies = [int(item["frequency"]) for item in returned if item.get("frequency")]
+    return [item["optimizer"] for item in returned], watched, frequencies if len(frequencies) == len(returned) else []
 
 
 def _refuse_unknown(returned: Mapping[str, Any]) -> None:
@@ -219,9 +194,7 @@ def _refuse_unknown(returned: Mapping[str, Any]) -> None:
 
 
 def _config(scheduler: Any, monitor: str | None, automatic: bool) -> LRSchedulerConfig:
-    if not isinstance(scheduler, Mapping):
-        plateau = isinstance(scheduler, ReduceLROnPlateau)
-        return LRSchedulerConfig(scheduler, reduce_on_plateau=plateau, monitor=monitor)
+    scheduler = scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
     known = {field.name for field in fields(LRSchedulerConfig)}
     if "scheduler" not in scheduler:
         raise MisconfigurationException(

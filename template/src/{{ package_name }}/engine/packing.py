@@ -42,7 +42,6 @@ _PLAIN = (
     torch.device,
     torch.Size,
 )
-_ISO_KINDS = {kind.__name__: kind for kind in (datetime.datetime, datetime.date, datetime.time)}
 
 
 class AttributeDict(dict[str, Any]):
@@ -63,6 +62,21 @@ class AttributeDict(dict[str, Any]):
 
     def __delattr__(self, name: str) -> None:
         del self[name]
+
+
+_KINDS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    datetime.timedelta: (
+        lambda delta: [delta.days, delta.seconds, delta.microseconds],
+        lambda parts: datetime.timedelta(*parts),
+    ),
+    range: (lambda numbers: [numbers.start, numbers.stop, numbers.step], lambda parts: range(*parts)),
+    argparse.Namespace: (vars, lambda items: argparse.Namespace(**items)),
+    **{kind: (list, kind) for kind in (set, frozenset)},
+    **{kind: (kind.isoformat, kind.fromisoformat) for kind in (datetime.datetime, datetime.date, datetime.time)},
+}
+"""Type -> how it is taken apart, and made again; in a file it goes by its name in lower case."""
+_MAKE = {kind.__name__.lower(): make for kind, (_, make) in _KINDS.items()}
+_MAKE |= {"path": Path, "mapping": AttributeDict, "dict": dict}
 
 
 def pack(value: Any) -> Any:
@@ -102,16 +116,8 @@ def _tag(value: Any) -> dict[str, Any] | None:
         return {_KIND: "dataclass", "name": _full_name(kind), "value": fields}
     if isinstance(value, PurePath):
         return {_KIND: "path", "value": str(value)}
-    if kind in _ISO_KINDS.values():
-        return {_KIND: kind.__name__, "value": value.isoformat()}
-    if kind is datetime.timedelta:
-        return {_KIND: "timedelta", "value": [value.days, value.seconds, value.microseconds]}
-    if kind is argparse.Namespace:
-        return {_KIND: "namespace", "value": pack(vars(value))}
-    if kind in (set, frozenset):
-        return {_KIND: kind.__name__, "value": [pack(item) for item in value]}
-    if kind is range:
-        return {_KIND: "range", "value": [value.start, value.stop, value.step]}
+    if kind in _KINDS:
+        return {_KIND: kind.__name__.lower(), "value": pack(_KINDS[kind][0](value))}
     if isinstance(value, Mapping):
         is_open = all(isinstance(key, str) for key in value)
         return {
@@ -169,21 +175,7 @@ def _restore(tagged: dict[str, Any], weights_only: bool) -> Any:
         numpy = sys.modules["numpy"]
         array = numpy.array(value, dtype=tagged["dtype"]).reshape(tagged["shape"])
         return array if tagged["shape"] else array[()]
-    if kind in _ISO_KINDS:
-        return _ISO_KINDS[kind].fromisoformat(value)
     return _MAKE[kind](value)
-
-
-_MAKE: dict[str, Callable[[Any], Any]] = {
-    "path": Path,
-    "timedelta": lambda parts: datetime.timedelta(*parts),
-    "namespace": lambda items: argparse.Namespace(**items),
-    "set": set,
-    "frozenset": frozenset,
-    "range": lambda parts: range(*parts),
-    "mapping": AttributeDict,
-    "dict": dict,
-}
 
 
 def _imported(name: str, base: type) -> Any:

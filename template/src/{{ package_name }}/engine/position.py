@@ -6,7 +6,6 @@ loaders at once, and batches in advance (`data`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -35,7 +34,7 @@ class Walk:
         self.loader, self.is_finished = loader, False
         self._samplers = samplers_of([loader])
         self._owners, self._keeps_workers = _owners([loader]), _keeps_workers(loader)
-        self.iterator: Iterator[Any] | None = None
+        self.iterator: Any = None
         self.before_first: dict[str, Any] | None = None
 
     def start(self) -> None:
@@ -57,7 +56,6 @@ class Walk:
         if not self.count:
             self.begin()
         self.count += 1
-        assert self.iterator is not None
         return next(self.iterator, END)
 
     def state_dict(self) -> dict[str, Any]:

@@ -133,9 +133,7 @@ class _TruePrecision(Precision):
         finally:
             torch.set_default_dtype(before)
 
-    def init_context(self) -> AbstractContextManager[Any]:
-        """Make this dtype torch's default."""
-        return self.forward_context()
+    init_context = forward_context
 
 
 class HalfPrecision(_TruePrecision):

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
-from .data import flattened, set_epoch
 from .evaluate import evaluation_mode, step_function
 from .loading import load_loaders
-from .position import samplers_of
 from .run import Run
 from .states import RunningStage
 from .transfer import apply_to_collection
@@ -61,11 +59,9 @@ def predictions(run: Run) -> Iterator[tuple[int, Any]]:
     run.evaluation = load_loaders(run, "predict", "limit_predict_batches")
     if run.evaluation is None:
         return
-    run.trainer.current_loaders = run.evaluation
-    set_epoch(samplers_of(flattened(run.evaluation.nest)), run.progress.epoch)
     no_grad = torch.inference_mode() if run.trainer.inference_mode else torch.no_grad()
     several = len(run.evaluation.loaders) > 1
-    with no_grad, evaluation_mode(run, "predict"):
+    with no_grad, evaluation_mode(run, "predict", run.evaluation):
         run.hooks.call("on_predict_start")
         run.hooks.call("on_predict_epoch_start")
         run.trainer.epoch_batch_indices = []
@@ -84,8 +80,6 @@ def predict_loader(run: Run, loader: Any, limit: float, rest: tuple[int, ...], s
     hook_start, hook_end = run.hooks["on_predict_batch_start"], run.hooks["on_predict_batch_end"]
     rows = row_indices(loader)
     for batch_idx, batch in enumerate(loader):
-        if batch_idx >= limit:
-            return
         batch = run.transfer(batch, rest[0] if rest else 0)
         trainer.current_batch_indices = next(rows, [])
         trainer.epoch_batch_indices[-1].append(trainer.current_batch_indices)
@@ -95,6 +89,8 @@ def predict_loader(run: Run, loader: Any, limit: float, rest: tuple[int, ...], s
         if hook_end is not None:
             hook_end(output, batch, batch_idx, *rest)
         yield to_host(output)
+        if batch_idx + 1 >= limit:
+            return
 
 
 def row_indices(loader: Any) -> Iterator[list[int]]:

@@ -97,7 +97,6 @@ class Preflight:
         self._at_once = reads_at_once(run.strategy.root_device) or run.trainer.detect_anomaly
         self._plain: Callable[[Any, int], Any] = run.training_step
         self._step = self._watched if "loss" in checks else self._plain
-        self._backward: Callable[..., Any] | None = run.backward
         self._without_gradient: dict[str, nn.Parameter] = {}
         self._expected = 0
         self._graphs: dict[str, set[Any]] = {}
@@ -160,7 +159,7 @@ class Preflight:
             elif loss.numel() == 1 and not isfinite(loss.item()):
                 cause = _find_cause(self.run.module, self.run.train_results.batch)
                 self._stop(loss.item(), self.run.progress.epoch, batch_idx, cause)
-            loss.backward(*args, **kwargs) if inner is None else inner(loss, *args, **kwargs)  # type: ignore[no-untyped-call]
+            inner(loss, *args, **kwargs)
 
         self.run.backward = backward
 
@@ -199,7 +198,7 @@ class Preflight:
         self._expected = len(self._without_gradient)
 
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-            loss.backward(*args, **kwargs) if inner is None else inner(loss, *args, **kwargs)  # type: ignore[no-untyped-call]
+            inner(loss, *args, **kwargs)
             self._without_gradient = {n: p for n, p in self._without_gradient.items() if p.grad is None}
 
         self.run.backward = backward
@@ -300,7 +299,7 @@ def _check_eval_mode(module: nn.Module) -> None:
 
 def _check_schedulers(run: Any) -> None:
     trainer = run.trainer
-    steps_per_epoch = trainer.train_size / trainer.accumulate_grad_batches
+    steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else trainer.max_steps / steps_per_epoch
     if epochs < 1 or not 1 < steps_per_epoch < float("inf"):
         return

@@ -80,9 +80,7 @@ class Profiler(ABC):
         if self.filename is None:
             rank_zero_only(print)(text, flush=True)
             return
-        path = self._path(".txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with self._path(".txt").open("a", encoding="utf-8") as file:
             file.write(text + "\n")
 
     def teardown(self, stage: str | None) -> None:
@@ -90,9 +88,12 @@ class Profiler(ABC):
         self.stage = None
 
     def _path(self, ending: str, default: str | None = None) -> Path:
+        """Return the path of a file to write; its folder is made."""
         parts = (self.stage, self.filename or default, self.local_rank)
         name = "-".join(str(part) for part in parts if part is not None)
-        return (self.dirpath or Path()) / f"{name}{ending}"
+        path = (self.dirpath or Path()) / f"{name}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 class PassThroughProfiler(Profiler):
@@ -205,9 +206,7 @@ class AdvancedProfiler(Profiler):
             texts.append(f"{name}\n{stream.getvalue().strip()}")
             if self.dump_stats:
                 safe = "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in name)
-                path = self._path(f"-{safe}.prof", default="profile")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                recorded.dump_stats(path)
+                recorded.dump_stats(self._path(f"-{safe}.prof", default="profile"))
         return "\n\n".join(texts)
 
     def teardown(self, stage: str | None) -> None:
@@ -281,12 +280,10 @@ class PyTorchProfiler(Profiler):
         """Return torch's table of operators."""
         self._finish()
         name = f"{(self.stage or '').upper()} profile".strip()
-        return (
-            f"{name}\n{self._text}"
-            if self._text
-            else f"{name}: nothing recorded in {self._steps} steps; "
-            + ("the schedule begins later. Run more steps, or pass a `schedule`.")
-        )
+        if self._text:
+            return f"{name}\n{self._text}"
+        begins = "the schedule begins later. Run more steps, or pass a `schedule`."
+        return f"{name}: nothing recorded in {self._steps} steps; {begins}"
 
     def teardown(self, stage: str | None) -> None:
         """Stop torch's profiler; the next run starts a new one."""
@@ -307,9 +304,7 @@ class PyTorchProfiler(Profiler):
         if self.export_to_chrome and self.dirpath is None:
             rank_zero_info("PyTorchProfiler writes no trace: there is no logger folder. Pass `dirpath=`.")
         elif self.export_to_chrome:
-            path = self._path(f"-{recorded.step_num}.pt.trace.json", default="trace")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            recorded.export_chrome_trace(str(path))
+            recorded.export_chrome_trace(str(self._path(f"-{recorded.step_num}.pt.trace.json", default="trace")))
 
 
 def _never_started(action_name: str) -> ValueError:

@@ -73,15 +73,19 @@ def _warn_of_own(results: Results, processes: int) -> None:
 
 
 def _shared(results: Results) -> list[Record]:
-    records = results.to_sync()
+    records = [r for r in _due(results) if r.metric is None and r.options.sync_dist and not r.options.rank_zero_only]
     for record in records:
         record.fold()
     return records
 
 
 def _metrics(results: Results) -> list[Record]:
-    records = results.records.values()
-    return [r for r in records if r.metric is not None and r.on_epoch and not r.is_reset and r.computed is None]
+    return [record for record in _due(results) if record.metric is not None]
+
+
+def _due(results: Results) -> list[Record]:
+    """Return the records whose value of the epoch is still to be computed, in the same order on every rank."""
+    return [r for r in results.records.values() if r.on_epoch and not r.is_reset and r.computed is None]
 
 
 def _label(record: Record) -> str:

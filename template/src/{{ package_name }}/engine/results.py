@@ -196,11 +196,9 @@ class Results:
         any_step: Some metric keeps step values.
     """
 
-    def __init__(self, training: bool, progress: FitProgress, stage: str, device: torch.device | None = None) -> None:
+    def __init__(self, training: bool, progress: FitProgress) -> None:
         self.training = training
-        self.stage = stage
         self.progress = progress
-        self.device = device
         self.records: dict[tuple[str | None, int | None, str], Record] = {}
         self.hook: str | None = None
         self.dataloader_idx: int | None = None
@@ -337,24 +335,10 @@ class Results:
                 found.steps[plain] = found.steps[key] = record.at_step
         return found
 
-    def reset(self, hook: str | None = None) -> None:
-        """Reset every record, or those of one hook."""
-        for key, record in self.records.items():
-            if hook is None or key[0] == hook:
-                record.reset()
-
-    def to_sync(self) -> list[Record]:
-        """Return the epoch records to be reduced over processes, in the same order on every rank."""
-        return [
-            record
-            for record in self.records.values()
-            if record.options.sync_dist
-            and not record.options.rank_zero_only
-            and record.metric is None
-            and record.on_epoch
-            and not record.is_reset
-            and record.computed is None
-        ]
+    def reset(self) -> None:
+        """Reset every record."""
+        for record in self.records.values():
+            record.reset()
 
 
 def _means_the_same(record: Record, options: LogOptions, on_step: bool, on_epoch: bool) -> bool:

@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .acceleration import SideStream
-from .data import Feed
-from .dispatch import HookFunction, HookTable, overrides, parameters_of
+from .dispatch import HookFunction, HookTable, parameters_of
 from .distributed import rank_zero_warn
-from .hooks import DataHooks
 from .optimizer import LRSchedulerConfig, StepOptimizer
 from .precision import Precision
 from .progress import FitProgress
@@ -69,10 +67,10 @@ class Run:
     step_optimizers: list[StepOptimizer] = field(default_factory=list)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
     frequencies: list[int] = field(default_factory=list)
-    feed: Feed | None = None
-    step: Callable[..., Any] | None = None
-    training_step: Callable[[Any, int], Any] | None = None
-    backward: HookFunction | None = None
+    feed: Any = None  # a `Feed`, once the loaders are loaded; None only before
+    step: Any = None  # (run, batch, batch_idx, due) -> what `training_step` returned; one of the functions of `step`
+    training_step: Any = None  # (batch, batch_idx) -> what the module's returned
+    backward: HookFunction = Tensor.backward
     zero_grad: Callable[[int], None] | None = None
     before_step: Callable[[Optimizer], None] | None = None
     uses_closure: bool = False
@@ -234,13 +232,6 @@ def make_transfer(hooks: HookTable, strategy: Strategy, precision: Precision) ->
     if plain and device.type == "cuda":
         return SideStream(device)
     return (lambda batch, _: move_data_to_device(batch, device)) if plain else move
-
-
-def owner_of(name: str, module: Any, datamodule: Any, base: type) -> Any:
-    """Return who defines the loader method `name`: the data module, the module, or None."""
-    if datamodule is not None and overrides(datamodule, name, DataHooks):
-        return datamodule
-    return module if overrides(module, name, base) else None
 
 
 def step_arguments(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[[Any, int, int], tuple[Any, ...]]:

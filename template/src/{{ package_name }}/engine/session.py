@@ -41,7 +41,7 @@ def session(
         ckpt_path: A file to restore, already resolved, or None.
         weights_only: False allows arbitrary pickle in that file.
     """
-    watch = trainer.signals if fn is TrainerFn.FITTING else contextlib.nullcontext()
+    watch = trainer.signals.watching() if fn is TrainerFn.FITTING else contextlib.nullcontext()
     with watch:  # until all is saved and closed: a launcher may send SIGTERM twice
         yield from _guarded_session(make_run(trainer, fn, module, datamodule), ckpt_path, weights_only)
     if fn is TrainerFn.FITTING and trainer.received_sigterm:  # it came when training was over already
@@ -87,10 +87,10 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
     module.trainer = trainer
     if datamodule is not None:
         datamodule.trainer = trainer
-    trainer.attach(module, trainer.data_source)
     strategy, precision, progress = trainer.strategy, trainer.precision_plugin, trainer.progress
-    hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=trainer.active_profiler)
-    train, evaluation = (Results(training, progress, fn.value) for training in (True, False))
+    profiler = trainer.profiler if trainer.profiler.is_on else None
+    hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=profiler)
+    train, evaluation = (Results(training, progress) for training in (True, False))
     for results in (train, evaluation):
         results.on_rank_zero = strategy.is_global_zero or trainer.parity
         # In evaluation ranks may have different numbers of batches, so a batch's values stay with their rank.
@@ -114,7 +114,7 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
         trained = trainer.run  # what it has can still be saved, and trained on from there
         run.optimizers, run.step_optimizers = trained.optimizers, trained.step_optimizers
         run.schedulers, run.feed = trained.schedulers, trained.feed
-    trainer.run = run
+    trainer.attach(run)
     trainer.metrics.clear()
     return run
 
@@ -122,16 +122,14 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
 def set_up(run: Run, ckpt_path: Any, weights_only: bool | None) -> None:
     """Do what precedes the loops, in the order that `hooks` draws."""
     trainer, module, strategy = run.trainer, run.module, run.strategy
-    fn = run.state.fn
-    assert fn is not None
-    fitting = fn is TrainerFn.FITTING
+    fitting = run.state.fn is TrainerFn.FITTING
     merge_callbacks(run)
     strategy.setup_environment()
     prepare_data(run)
     checkpoint = trainer.load_checkpoint(ckpt_path, weights_only) if ckpt_path is not None else None
     if checkpoint is not None and fitting:
         checkpoints.restore_loggers(run, checkpoint)  # first of all: a tracker goes on in its run, or begins another
-    call_setup(run, fn.value)
+    call_setup(run, str(run.state.fn))
     module.configure_model()
     run.precision.convert_module(module)  # first: weights of 64 bits would lose half of them
     if checkpoint is not None:
@@ -204,17 +202,16 @@ def call_setup(run: Run, stage: str) -> None:
 def configure_optimizers(run: Run) -> None:
     """Ask the module for its optimizers and schedulers."""
     module = run.module
-    parsed = parse_optimizers(
+    run.optimizers, run.schedulers, run.frequencies = parse_optimizers(
         module.configure_optimizers(),
         automatic=module.automatic_optimization,
         custom_scheduler_step=run.hooks.module_overrides("lr_scheduler_step"),
     )
-    if run.parity and module.automatic_optimization and len(parsed.optimizers) > 1:
+    if run.parity and module.automatic_optimization and len(run.optimizers) > 1:
         raise RuntimeError(
-            f"`configure_optimizers` returned {len(parsed.optimizers)} optimizers, which the reference framework takes "
+            f"`configure_optimizers` returned {len(run.optimizers)} optimizers, which the reference framework takes "
             "under manual optimisation only. Set `self.automatic_optimization = False`, or leave `parity` out."
         )
-    run.optimizers, run.schedulers, run.frequencies = parsed.optimizers, parsed.schedulers, parsed.frequencies
 
 
 def send_hparams(run: Run) -> None:
@@ -281,17 +278,16 @@ def release(run: Run) -> None:
 
 def tear_down(run: Run, status: str) -> None:
     """Call every `teardown` and finalise the loggers; one that fails does not keep the others from running."""
-    fn = run.state.fn
-    assert fn is not None
     if run.is_torn_down:  # the error that ends the run came from here
         return
     run.is_torn_down = True
+    stage = str(run.state.fn)
     errors: list[BaseException] = []
     if run.datamodule is not None:
-        _guarded(errors, run.datamodule.teardown, fn.value)
+        _guarded(errors, run.datamodule.teardown, stage)
     for callback in run.trainer.callbacks:
-        _guarded(errors, callback.teardown, run.trainer, run.module, fn.value)
-    _guarded(errors, run.module.teardown, fn.value)
+        _guarded(errors, callback.teardown, run.trainer, run.module, stage)
+    _guarded(errors, run.module.teardown, stage)
     _guarded(errors, run.strategy.teardown)
     _guarded(errors, run.strategy.checkpoint_io.teardown)
     _end_outputs(run, status, errors)

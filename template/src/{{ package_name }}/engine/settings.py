@@ -72,14 +72,17 @@ def batches(
     }
 
 
+def refused(name: str, value: Any, accepted: str) -> MisconfigurationException:
+    """Return the error for an argument of the Trainer; `accepted` ends the sentence."""
+    return MisconfigurationException(f"`Trainer({name}={value!r})`: {accepted}")
+
+
 def from_one(name: str, value: Any) -> int:
     """Return a whole number from 1, or say that it is none."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         hint = " For one that changes with the epoch use the callback `GradientAccumulationScheduler`."
-        raise MisconfigurationException(
-            f"`Trainer({name}={value!r})`: a whole number from 1 is accepted."
-            + (hint if name == "accumulate_grad_batches" else "")
-        )
+        hint = hint if name == "accumulate_grad_batches" else ""
+        raise refused(name, value, f"a whole number from 1 is accepted.{hint}")
     return value
 
 
@@ -87,10 +90,8 @@ def reload_every(given: Any) -> int:
     """Return `reload_dataloaders_every_n_epochs`: a number of epochs, 0 for never."""
     every = counted(given, "Trainer(reload_dataloaders_every_n_epochs", "epochs")
     if not isinstance(every, int) or every < 0:
-        raise MisconfigurationException(
-            f"`Trainer(reload_dataloaders_every_n_epochs={given!r})`: a whole number of epochs, or 0 for never, is "
-            "accepted."
-        )
+        accepted = "a whole number of epochs, or 0 for never, is accepted."
+        raise refused("reload_dataloaders_every_n_epochs", given, accepted)
     return every
 
 
@@ -99,10 +100,8 @@ def plugins(given: Any) -> list[Any]:
     found = list(given) if isinstance(given, (list, tuple)) else [] if given is None else [given]
     for plugin in found:
         if not hasattr(plugin, "save_checkpoint") and not hasattr(plugin, "forward_context"):
-            raise MisconfigurationException(
-                f"`Trainer(plugins={plugin!r})`: a precision (`plugins.Precision`) and a checkpoint IO "
-                "(`plugins.CheckpointIO`) are accepted."
-            )
+            accepted = "a precision (`plugins.Precision`) and a checkpoint IO (`plugins.CheckpointIO`) are accepted."
+            raise refused("plugins", plugin, accepted)
     return found
 
 
@@ -111,9 +110,7 @@ def optimisation(accumulate: Any, clip_val: Any, clip_algorithm: Any) -> dict[st
     if clip_val is not None and not isinstance(clip_val, (int, float)):
         raise TypeError(f"`Trainer(gradient_clip_val={clip_val!r})`: a number is accepted.")
     if clip_algorithm is not None and str(clip_algorithm).lower() not in ("norm", "value"):
-        raise MisconfigurationException(
-            f"`Trainer(gradient_clip_algorithm={clip_algorithm!r})`: accepted are 'norm' and 'value'."
-        )
+        raise refused("gradient_clip_algorithm", clip_algorithm, "accepted are 'norm' and 'value'.")
     return {
         "accumulate_grad_batches": from_one("accumulate_grad_batches", accumulate),
         "gradient_clip_val": clip_val,
@@ -128,9 +125,7 @@ def fast_dev_run(given: bool | int, overfit: int | float) -> dict[str, Any]:
     """
     count = int(given)
     if count < 0:
-        raise MisconfigurationException(
-            f"`Trainer(fast_dev_run={given!r})`: True, or a number of batches, is accepted."
-        )
+        raise refused("fast_dev_run", given, "True, or a number of batches, is accepted.")
     return {
         "max_epochs": 1,
         "max_steps": count,
@@ -147,10 +142,8 @@ def epoch_limit(max_epochs: int | str | None, max_steps: int, max_time: Any) -> 
     if max_epochs is not None:
         value = counted(max_epochs, "Trainer(max_epochs", "epochs")
         if not isinstance(value, int) or value < NO_LIMIT:
-            raise MisconfigurationException(
-                f"`Trainer(max_epochs={max_epochs!r})`: a whole number from 0, -1 for no limit, or text such as "
-                "'10ep' is accepted."
-            )
+            accepted = "a whole number from 0, -1 for no limit, or text such as '10ep' is accepted."
+            raise refused("max_epochs", max_epochs, accepted)
         return value
     if max_steps == NO_LIMIT and max_time is None:
         rank_zero_warn(
@@ -165,36 +158,26 @@ def step_limit(max_steps: int | str) -> int:
     """Return `max_steps`; text such as "500ba" is accepted."""
     value = counted(max_steps, "Trainer(max_steps", "batches")
     if not isinstance(value, int) or isinstance(value, bool) or value < NO_LIMIT:
-        raise MisconfigurationException(
-            f"`Trainer(max_steps={max_steps!r})`: a whole number from 0, -1 for no limit, or text such as '500ba' is "
-            "accepted."
-        )
+        accepted = "a whole number from 0, -1 for no limit, or text such as '500ba' is accepted."
+        raise refused("max_steps", max_steps, accepted)
     return value
 
 
-def check_limit(name: str, value: Any, default: float = 1.0) -> int | float:
+def check_limit(name: str, value: Any) -> int | float:
     """Check a `limit_*_batches` argument: a whole number, or a share from 0.0 to 1.0."""
     if value is None:
-        return default
+        return 1.0
     value = counted(value, f"Trainer({name}", "batches")
-    if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
-        or value < 0
-        or (isinstance(value, float) and value > 1.0)
-    ):
-        raise MisconfigurationException(
-            f"`Trainer({name}={value!r})`: a whole number of batches from 0, or a share from 0.0 to 1.0, is accepted."
-        )
+    largest = 1.0 if isinstance(value, float) else float("inf")
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= largest:
+        raise refused(name, value, "a whole number of batches from 0, or a share from 0.0 to 1.0, is accepted.")
     return value
 
 
 def validation_interval(value: Any, every_n_epoch: int | None) -> tuple[int | float, float | None]:
     """Return `val_check_interval` as (batches or share, seconds)."""
     if every_n_epoch is not None and (not isinstance(every_n_epoch, int) or every_n_epoch < 1):
-        raise MisconfigurationException(
-            f"`Trainer(check_val_every_n_epoch={every_n_epoch!r})`: a whole number from 1, or None, is accepted."
-        )
+        raise refused("check_val_every_n_epoch", every_n_epoch, "a whole number from 1, or None, is accepted.")
     if value is None:
         return 1.0, None
     seconds = None
@@ -207,10 +190,8 @@ def validation_interval(value: Any, every_n_epoch: int | None) -> tuple[int | fl
             "batches. Use a whole number, or a time."
         )
     if (isinstance(value, float) and not 0.0 <= value <= 1.0) or value < 0:
-        raise MisconfigurationException(
-            f"`Trainer(val_check_interval={value!r})`: a share from 0.0 to 1.0, a number of batches, or a time is "
-            "accepted."
-        )
+        accepted = "a share from 0.0 to 1.0, a number of batches, or a time is accepted."
+        raise refused("val_check_interval", value, accepted)
     return value, seconds
 
 
@@ -234,9 +215,7 @@ def check_barebones(arguments: dict[str, Any]) -> None:
 def set_matmul_precision(precision: str | None) -> None:
     """Set how exactly torch multiplies float32 matrices, where asked for."""
     if precision not in (None, "highest", "high", "medium"):
-        raise MisconfigurationException(
-            f"`Trainer(matmul_precision={precision!r})`: accepted are 'highest', 'high' (TF32) and 'medium'."
-        )
+        raise refused("matmul_precision", precision, "accepted are 'highest', 'high' (TF32) and 'medium'.")
     if precision is not None:
         torch.set_float32_matmul_precision(precision)
 
@@ -244,9 +223,7 @@ def set_matmul_precision(precision: str | None) -> None:
 def set_determinism(deterministic: bool | str | None, benchmark: bool | None) -> None:
     """Set torch's deterministic algorithms and cuDNN's benchmark mode, where asked for."""
     if deterministic not in (None, True, False, "warn"):
-        raise MisconfigurationException(
-            f"`Trainer(deterministic={deterministic!r})`: accepted are True, False and 'warn'."
-        )
+        raise refused("deterministic", deterministic, "accepted are True, False and 'warn'.")
     if deterministic:
         torch.use_deterministic_algorithms(True, warn_only=deterministic == "warn")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

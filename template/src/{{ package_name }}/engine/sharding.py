@@ -25,7 +25,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from .data import CombinedLoader, leaves, rebuild
+from .data import mapped, set_epoch
 from .distributed import rank_zero_info
 from .loading import remake
 from .position import samplers_of
@@ -43,9 +43,7 @@ def shard(nest: Any, stage: str, strategy: Strategy, parity: bool = False) -> An
         parity: Split as the reference framework does: training shuffled whatever the user's order, evaluation padded
             with repeated rows.
     """
-    if isinstance(nest, CombinedLoader):
-        return CombinedLoader(shard(nest.iterables, stage, strategy, parity), nest.mode)
-    return rebuild(nest, iter([_split(loader, stage, strategy, parity) for loader in leaves(nest)]))
+    return mapped(nest, lambda loader: _split(loader, stage, strategy, parity))
 
 
 class ShardedSampler(Sampler[Any]):
@@ -87,10 +85,7 @@ class ShardedSampler(Sampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to a source that asks for it."""
-        for owner in (self.source, self.sampler):
-            take = getattr(owner, "set_epoch", None)
-            if callable(take):
-                take(epoch)
+        set_epoch([self.source, self.sampler], epoch)
 
     def __len__(self) -> int:
         """Return how many the rank with most gets, so that limits are alike on all ranks."""
@@ -139,17 +134,14 @@ def _compact(order: list[Any]) -> Any:
 
 
 def _split(loader: Any, stage: str, strategy: Strategy, parity: bool) -> Any:
-    changes: dict[str, Any]
+    changes: dict[str, Any] = {}
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         rank_zero_info(
             f"The {stage} loader cannot be split over {strategy.world_size} processes: each walks all of it, unless "
             "its data set leaves rows out by `torch.distributed.get_rank()`. A DataLoader of a data set with a length "
             "is split by itself."
         )
-        changes = {}
-    elif any(isinstance(sampler, DistributedSampler) for sampler in samplers_of([loader])):
-        changes = {}
-    else:
+    elif not any(isinstance(sampler, DistributedSampler) for sampler in samplers_of([loader])):
         changes = _reference_sampler(loader, stage, strategy) if parity else _sampler(loader, stage, strategy)
     if not isinstance(loader, DataLoader):
         return loader

@@ -10,10 +10,12 @@ that a shell expects of a program that ends then.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -24,8 +26,23 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 138}
 _INTERACTIVE = ("bash", "interactive", "sh", "zsh")  # names that Slurm gives to jobs somebody sits at
 
 
+@contextlib.contextmanager
+def handled_by(handler: Callable[..., Any], *numbers: int) -> Iterator[None]:
+    """Have signals, SIGUSR1 among them, handled by a function inside; does nothing outside of the main thread."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        own: Any = getattr(signal, "SIGUSR1", None)  # not on Windows; a handler of the user's own is left alone
+        is_free = own is not None and signal.getsignal(own) in (signal.SIG_DFL, None)
+        before = {number: signal.signal(number, handler) for number in (*numbers, *([own] if is_free else []))}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
+
+
 class SignalWatch:
-    """Notes signals while it is entered; does nothing outside of the main thread.
+    """Notes signals during `watching`.
 
     Attributes:
         received: Name of the signal that arrived first, or None.
@@ -38,22 +55,10 @@ class SignalWatch:
         self.received: str | None = None
         self.is_agreed = True
         self.is_leaving = self.is_urgent = False
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> SignalWatch:
-        if threading.current_thread() is threading.main_thread():
-            watched = [signal.SIGINT, signal.SIGTERM]
-            own = getattr(signal, "SIGUSR1", None)  # not on Windows; a handler of the user's own is left alone
-            if own is not None and signal.getsignal(own) in (signal.SIG_DFL, None):
-                watched.append(own)
-            for number in watched:
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        self._before.clear()
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which signals are noted."""
+        return handled_by(self._note, signal.SIGINT, signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

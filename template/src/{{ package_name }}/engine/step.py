@@ -63,7 +63,6 @@ def forward_backward(run: Run, batch: Any, batch_idx: int) -> Outputs:
     """Compute the loss and its gradients; return what `training_step` returned."""
     results = run.train_results
     outer, results.hook = results.hook, "training_step"
-    assert run.training_step is not None
     output = run.training_step(batch, batch_idx)
     results.hook = outer
     loss = output if type(output) is Tensor else loss_of(output)
@@ -77,10 +76,7 @@ def forward_backward(run: Run, batch: Any, batch_idx: int) -> Outputs:
         return output
     if run.window_size != 1:
         loss = loss / run.window_size
-    if run.backward is None:
-        loss.backward()  # type: ignore[no-untyped-call]
-    else:
-        run.backward(loss)
+    run.backward(loss)
     return output
 
 
@@ -149,7 +145,6 @@ def manual_step(run: Run, batch: Any, batch_idx: int, due: bool) -> Outputs:
     if not run.starts_window:
         hold_gradients(run, run.optimizers)
     run.train_results.hook = "training_step"
-    assert run.training_step is not None
     output = run.training_step(batch, batch_idx)
     run.train_results.hook = None
     if run.held:
@@ -180,10 +175,7 @@ def manual_backward(run: Run, loss: Tensor, *args: Any, **kwargs: Any) -> None:
     """What `LightningModule.manual_backward` does; with accumulation the loss is divided by the window's size."""
     if run.window_size != 1:
         loss = loss / run.window_size
-    if run.backward is None:
-        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
-    else:
-        run.backward(loss, *args, **kwargs)
+    run.backward(loss, *args, **kwargs)
 
 
 def perform_step(run: Run, optimizer: Optimizer, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
@@ -210,7 +202,7 @@ def perform_step(run: Run, optimizer: Optimizer, closure: Callable[[], Any] | No
             _before(run, optimizer)
             return result
 
-        if _accepts_closure(optimizer):
+        if "closure" in inspect.signature(optimizer.step).parameters:
             loss = optimizer.step(closure=compute, **kwargs)
         else:
             loss = compute()
@@ -230,10 +222,6 @@ def count_manual_step(run: Run, *_: Any) -> None:
 def _before(run: Run, optimizer: Optimizer) -> None:
     if run.before_step is not None:
         run.before_step(optimizer)
-
-
-def _accepts_closure(optimizer: Optimizer) -> bool:
-    return "closure" in inspect.signature(optimizer.step).parameters
 
 
 def prepare_steps(run: Run) -> None:
@@ -280,13 +268,13 @@ def training_function(run: Run) -> Callable[[Any, int], Any]:
     return function if takes_index else lambda batch, batch_idx: function(batch)
 
 
-def _backward(run: Run) -> Callable[..., None] | None:
+def _backward(run: Run) -> Callable[..., Any]:
     before, after = run.hooks["on_before_backward"], run.hooks["on_after_backward"]
     overridden, scaler = run.hooks.module_overrides("backward"), run.precision.scaler
     prepare = run.strategy.before_backward if not run.module.automatic_optimization else None
     acts = overridden or scaler is not None or run.hooks.profiler is not None
     if before is None and after is None and not acts and (prepare is None or not run.strategy.is_distributed):
-        return None
+        return Tensor.backward
     compute = run.hooks.method("backward")
 
     def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -319,9 +307,8 @@ def _zero_grad(run: Run) -> Callable[[int], None] | None:
 def _before_step(run: Run) -> Callable[[Optimizer], None] | None:
     hook = run.hooks["on_before_optimizer_step"]
     trainer, overridden = run.trainer, run.hooks.module_overrides("configure_gradient_clipping")
-    clips = (overridden or bool(trainer.gradient_clip_val)) and (run.module.automatic_optimization or not run.parity)
-    if overridden and not run.module.automatic_optimization:
-        clips = False
+    by_hand, asked = not run.module.automatic_optimization, bool(trainer.gradient_clip_val)
+    clips = asked and not overridden and not run.parity if by_hand else asked or overridden
     if hook is None and not clips:
         return None
     clip = run.hooks.method("configure_gradient_clipping") if clips else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from .predict import predict as run_predict
 from .predict import predictions
 from .preflight import preflight as watched
 from .preflight import select_checks
-from .profilers import PassThroughProfiler, Profiler, select_profiler
+from .profilers import Profiler, select_profiler
 from .progress import FitProgress
+from .run import Run
 from .session import session
 from .signals import SignalWatch
 from .states import TrainerFn, TrainerState
@@ -201,7 +202,6 @@ class Trainer(OldCalls, TrainerServices):
         self.enable_autolog_hparams = enable_autolog_hparams
         self.default_root_dir = str(Path.cwd() if default_root_dir is None else Path(default_root_dir).expanduser())
         self.profiler = select_profiler(profiler)
-        self.active_profiler = None if isinstance(self.profiler, PassThroughProfiler) else self.profiler
         self.fast_dev_run = fast_dev_run
         if fast_dev_run:
             vars(self).update(settings.fast_dev_run(fast_dev_run, self.overfit_batches))
@@ -218,8 +218,6 @@ class Trainer(OldCalls, TrainerServices):
         self.check_callbacks()
         self._start_afresh()
 
-    _old_arguments: dict[str, Any]
-
     def _start_afresh(self) -> None:
         self.state = TrainerState()
         self.progress = FitProgress()
@@ -233,8 +231,6 @@ class Trainer(OldCalls, TrainerServices):
         self.data_source: Any = None
         self.given_loaders: dict[str, Any] = {}
         self.pending_feed_state: dict[str, Any] | None = None
-        self.train_nest: Any = None
-        self.train_size = float("inf")
         self.loaders = {}
         self.current_loaders = None
         self.history_rows, self.predictions = [], []
@@ -326,17 +322,18 @@ class Trainer(OldCalls, TrainerServices):
         self, fn: TrainerFn, model: Any, loaders: Any, ckpt: Any, verbose: bool, datamodule: Any, weights_only: Any
     ) -> list[dict[str, float]]:
         with EndsAtCaller():
-            self._take_data(datamodule, **{"val" if fn is TrainerFn.VALIDATING else "test": loaders})
-            module = self._module_for(fn, model)
-            self._ckpt_path = resolve(self, fn.value, ckpt, model_given=model is not None)
-            results: list[dict[str, float]] = self.strategy.launch(self, "_evaluate_here", module, fn, weights_only)
+            stage = "val" if fn is TrainerFn.VALIDATING else "test"
+            module = self._begin(fn, model, ckpt, datamodule, **{stage: loaders})
+            results: list[dict[str, float]] = self.strategy.launch(self, "_call", module, fn, weights_only, evaluation)
             if verbose and self.is_global_zero and results:
                 self.print(results_table(results))
             return results
 
-    def _evaluate_here(self, module: Any, fn: TrainerFn, weights_only: bool | None) -> list[dict[str, float]]:
+    def _call(
+        self, module: Any, fn: TrainerFn, weights_only: bool | None, loop: Callable[[Run], list[Any]]
+    ) -> list[Any]:
         with contextlib.suppress(_TunerExitException), self._session(fn, module, weights_only) as run:
-            return evaluation(run)
+            return loop(run)
         return []
 
     def predict(
@@ -362,23 +359,14 @@ class Trainer(OldCalls, TrainerServices):
             What `predict_step` returned, batch by batch, on the host; with several loaders one list for each.
         """
         with EndsAtCaller():
-            self._take_data(datamodule, predict=dataloaders)
-            module = self._module_for(TrainerFn.PREDICTING, model)
-            self._ckpt_path = resolve(self, "predict", ckpt_path, model_given=model is not None)
-            keep = return_predictions is not False
-            outputs: list[Any] = self.strategy.launch(self, "_predict_here", module, keep, weights_only)
-            return outputs
-
-    def _predict_here(self, module: Any, keep: bool, weights_only: bool | None) -> list[Any]:
-        fn = TrainerFn.PREDICTING
-        with contextlib.suppress(_TunerExitException), self._session(fn, module, weights_only) as run:
-            return run_predict(run, keep)
-        return []
+            module = self._begin(TrainerFn.PREDICTING, model, ckpt_path, datamodule, predict=dataloaders)
+            loop = functools.partial(run_predict, keep=return_predictions is not False)
+            found: list[Any] = self.strategy.launch(self, "_call", module, TrainerFn.PREDICTING, weights_only, loop)
+            return found
 
     def predict_iter(self, model: Any = None, dataloaders: Any = None, datamodule: Any = None) -> Iterator[Any]:
         """Yield predictions batch by batch, keeping none; arguments are those of `predict`."""
-        self._take_data(datamodule, predict=dataloaders)
-        module = self._module_for(TrainerFn.PREDICTING, model)
+        module = self._begin(TrainerFn.PREDICTING, model, None, datamodule, predict=dataloaders)
         with contextlib.suppress(_TunerExitException), self._session(TrainerFn.PREDICTING, module, None) as run:
             for _, output in predictions(run):
                 yield output
@@ -388,13 +376,16 @@ class Trainer(OldCalls, TrainerServices):
     def _session(self, fn: TrainerFn, module: Any, weights_only: bool | None) -> contextlib.AbstractContextManager[Any]:
         return session(self, fn, module, self.datamodule, ckpt_path=self.ckpt_path, weights_only=weights_only)
 
-    def _module_for(self, fn: TrainerFn, model: Any) -> Any:
+    def _begin(self, fn: TrainerFn, model: Any, ckpt: Any, datamodule: Any, **loaders: Any) -> Any:
+        """Take what a call was given, and return its module: that of the last call, if it was given none."""
+        self._take_data(datamodule, **loaders)
         module = self.lightning_module if model is None else model
         if module is None:
             raise TypeError(
                 f"`trainer.{fn.value}()` was called without a model, and no earlier call had one. Pass it: "
                 f"`trainer.{fn.value}(model)`."
             )
+        self._ckpt_path = resolve(self, fn.value, ckpt, model_given=model is not None)
         return module
 
     def _take_data(self, datamodule: Any, **loaders: Any) -> None:

@@ -12,10 +12,9 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from typing import Any, Self
 
-from .defaults import tuners_of_old_arguments
 from .distributed import rank_zero_deprecation
 from .legacy import RENAMED, read_variable
-from .tuner import Tuner
+from .tuner import BatchSizeFinder, LearningRateFinder, Tuner
 
 
 class OldCalls:
@@ -72,17 +71,19 @@ class OldCalls:
             "scale_batch_size" and "lr_find", what each found, if it was asked for.
         """
         found: dict[str, Any] = {}
-        if model is None:
-            tuners_of_old_arguments(self)
-            return found
+        trainer: Any = self
         lr, size = self._old_arguments.pop("auto_lr_find", None), self._old_arguments.pop("auto_scale_batch_size", None)
+        sizes = {"mode": size if isinstance(size, str) else "power", **(scale_batch_size_kwargs or {})}
+        rates = {"attr_name": lr if isinstance(lr, str) else "", **(lr_find_kwargs or {})}
         data = {"train_dataloaders": train_dataloaders, "val_dataloaders": val_dataloaders, "datamodule": datamodule}
-        if size:
-            options = {"mode": size if isinstance(size, str) else "power", **(scale_batch_size_kwargs or {})}
-            found["scale_batch_size"] = self.tuner.scale_batch_size(model, **data, **options)
-        if lr:
-            options = {"attr_name": lr if isinstance(lr, str) else "", **(lr_find_kwargs or {})}
-            found["lr_find"] = self.tuner.lr_find(model, **data, **options)
+        if size and model is None:
+            BatchSizeFinder(**sizes).on_fit_start(trainer, trainer.lightning_module)
+        elif size:
+            found["scale_batch_size"] = self.tuner.scale_batch_size(model, **data, **sizes)
+        if lr and model is None:
+            LearningRateFinder(**rates).on_fit_start(trainer, trainer.lightning_module)
+        elif lr:
+            found["lr_find"] = self.tuner.lr_find(model, **data, **rates)
         return found
 
 

@@ -17,7 +17,7 @@ from .errors import CheckpointError
 from .handover import hand_over, take_over
 from .hooks import Callback
 from .legacy import OldHooks, old_hooks_of
-from .run import report_failure
+from .run import Run, report_failure
 from .sharding import shard
 from .step import manual_backward
 from .summary import table
@@ -26,21 +26,25 @@ from .verify import verify
 
 
 class TrainerServices(TrainerView):
-    """The part of `Trainer` that a run calls."""
+    """The part of `Trainer` that a run calls.
 
+    Attributes:
+        ordered: Returns callbacks in calling order: tuners first, checkpoints last.
+        hand_over: Returns what a run in another process is to leave behind in the one that started it.
+        take_over: Becomes what the trainer of another process has become.
+    """
+
+    ordered = staticmethod(ordered)
+    hand_over = hand_over
+    take_over = take_over
     use_distributed_sampler: bool
-    parity: bool
-    preflight: frozenset[str]
 
-    def attach(self, module: Any, datamodule: Any) -> None:
-        """Check the module for this call, and add what serves its hooks of 1.x."""
-        verify(self, module, datamodule)
-        if old_hooks_of(module) and not any(isinstance(callback, OldHooks) for callback in self.callbacks):
-            self.callbacks = ordered([*self.callbacks, OldHooks(module)])
-
-    def ordered(self, callbacks: list[Callback]) -> list[Callback]:
-        """Return callbacks in calling order: tuners first, checkpoints last."""
-        return ordered(callbacks)
+    def attach(self, run: Run) -> None:
+        """Take a run whose module fits this call, and add what serves the module's hooks of 1.x."""
+        verify(run)
+        self.run = run
+        if old_hooks_of(run.module) and not any(isinstance(callback, OldHooks) for callback in self.callbacks):
+            self.callbacks = self.ordered([*self.callbacks, OldHooks(run.module)])
 
     def check_callbacks(self) -> None:
         """Refuse two stateful callbacks whose states would overwrite each other.
@@ -60,8 +64,7 @@ class TrainerServices(TrainerView):
 
     def check_signals(self) -> None:
         """Leave the run when a signal arrived; called between batches."""
-        if self.signals.received is not None:
-            self.signals.act()
+        self.signals.act()
 
     def shard(self, nest: Any, stage: str) -> Any:
         """Return the loaders as this process walks them: its share when there are several processes."""
@@ -69,17 +72,9 @@ class TrainerServices(TrainerView):
             return nest
         return shard(nest, stage, self.strategy, self.parity)
 
-    def hand_over(self, module: Any) -> dict[str, Any]:
-        """Return what a run in another process is to leave behind in the one that started it."""
-        return hand_over(self, module)
-
-    def take_over(self, module: Any, state: dict[str, Any]) -> None:
-        """Become what the trainer of another process has become."""
-        take_over(self, module, state)
-
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in one process: a run, loaders that were made for it."""
-        return {**vars(self), "run": None, "loaders": {}, "current_loaders": None, "train_nest": None}
+        return {**vars(self), "run": None, "loaders": {}, "current_loaders": None}
 
     def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """See `LightningModule.manual_backward`."""

@@ -47,8 +47,6 @@ class TrainerView:
     loggers: list[Any]
     signals: SignalWatch
     current_loaders: Loaders | None
-    train_nest: Any
-    train_size: float
     loaders: dict[str, Loaders]
     default_root_dir: str
     history_rows: list[dict[str, Any]]
@@ -330,10 +328,8 @@ class TrainerView:
     @property
     def log_dir(self) -> str:
         """The first logger's directory, else `default_root_dir`. A collective: read it on every rank or on none."""
-        found = None
-        if self.loggers:
-            logger = self.loggers[0]
-            found = logger.log_dir if hasattr(logger, "log_dir") and logger.log_dir else logger.save_dir
+        logger = self.logger
+        found = None if logger is None else getattr(logger, "log_dir", None) or logger.save_dir
         directory: str = self.strategy.broadcast(str(found or self.default_root_dir))
         return directory
 
@@ -342,13 +338,12 @@ class TrainerView:
     @property
     def train_dataloader(self) -> Any:
         """The training loaders as the user gave them, or None before they are loaded."""
-        nest = self.train_nest
-        return nest.iterables if isinstance(nest, CombinedLoader) else nest
+        return self._nest("train")
 
     @property
     def num_training_batches(self) -> int | float:
         """Batches of a training epoch; `inf` when unknown."""
-        return self.train_size if self.train_size == INFINITE else int(self.train_size)
+        return next(iter(self._limits("train")), INFINITE)
 
     def _nest(self, stage: str) -> Any:
         nest = self.loaders[stage].nest if stage in self.loaders else None

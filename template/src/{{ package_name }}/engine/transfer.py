@@ -79,17 +79,13 @@ def move_data_to_device(batch: Any, device: torch.device | str) -> Any:
     return apply_to_collection(batch, _has_to, lambda item: _move(item, device))
 
 
-def _move_tensor(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor if tensor.device == device else tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))
-
-
 def _has_to(item: Any) -> bool:
     return isinstance(item, Tensor) or (callable(getattr(item, "to", None)) and not isinstance(item, type))
 
 
 def _move(item: Any, device: torch.device) -> Any:
     if isinstance(item, Tensor):
-        return _move_tensor(item, device)
+        return item if item.device == device else item.to(device, non_blocking=device.type not in ("cpu", "mps"))
     moved = item.to(device)
     return item if moved is None else moved  # Some containers move in place and return nothing.
 
@@ -127,11 +123,8 @@ def first_size(batch: Any) -> int:
 def _sizes(batch: Any) -> Iterator[int]:
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.dim() else 1
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _sizes(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in batch:
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
             yield from _sizes(value)
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for item in dataclasses.fields(batch):

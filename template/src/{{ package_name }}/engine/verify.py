@@ -11,50 +11,51 @@ from types import CodeType
 from typing import Any
 
 from .datamodule import LightningDataModule
-from .dispatch import overrides
 from .distributed import rank_zero_warn
 from .errors import MisconfigurationException, closest
-from .hooks import Callback, DataHooks
+from .hooks import Callback
 from .legacy import OLD_HOOKS
+from .loading import has_loader
 from .module import LightningModule
+from .run import Run
 from .states import TrainerFn
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
 
-def verify(trainer: Any, module: Any, datamodule: Any) -> None:
+def verify(run: Run) -> None:
     """Check module and data module for the function about to run.
 
     Raises:
         MisconfigurationException: Something that is needed is missing, or settings clash.
     """
-    fn = trainer.state.fn
-    owners = ((module, LightningModule), (datamodule, LightningDataModule), *((c, Callback) for c in trainer.callbacks))
+    module, hooks, trainer = run.module, run.hooks, run.trainer
+    callbacks = ((callback, Callback) for callback in trainer.callbacks)
+    owners = ((module, LightningModule), (hooks.datamodule, LightningDataModule), *callbacks)
     for owner, base in owners if "hooks" in trainer.preflight else ():
         if owner is not None:
             warn_of_misspelt_hooks(owner, base)
-    if fn is TrainerFn.FITTING:
-        _verify_fit(trainer, module, datamodule)
-    elif fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-        _verify_evaluation(trainer, module, datamodule, str(fn))
-    elif fn is TrainerFn.PREDICTING:
-        if not overrides(module, "predict_step", LightningModule) and not overrides(module, "forward", LightningModule):
+    if run.state.fn is TrainerFn.FITTING:
+        _verify_fit(run)
+    elif run.state.fn is TrainerFn.PREDICTING:
+        if not hooks.module_overrides("predict_step") and not hooks.module_overrides("forward"):
             raise MisconfigurationException(
                 f"`{type(module).__name__}` has no `predict_step` and no `forward`, which `predict` calls in its "
                 "place. Define one of them."
             )
-        _need_loader(trainer, module, datamodule, "predict", "predict")
+        _need_loader(run, "predict")
+    else:
+        step, stage = ("test_step", "test") if run.state.fn is TrainerFn.TESTING else ("validation_step", "val")
+        _need_method(run, step, f"Define `{step}(self, batch, batch_idx)`.")
+        _need_loader(run, stage)
 
 
 def warn_of_misspelt_hooks(owner: Any, base: type) -> None:
     """Warn of methods that look like a hook but are none: `val_dataloder`, `trainning_step`."""
-    hooks = [name for name in dir(base) if not name.startswith("_") and callable(getattr(base, name))]
-    hooks = [
-        name
-        for name in hooks
-        if name.startswith(("on_", "configure_")) or name in (*_LOADERS, *_STEPS, "setup", "teardown")
-    ]
+    others = (*_LOADERS, *_STEPS, "setup", "teardown")
+    hooks = [name for name in dir(base) if name.startswith(("on_", "configure_")) or name in others]
+    hooks = [name for name in hooks if callable(getattr(base, name))]
     ours = (f"{__package__}.", "torch.")
     own_classes = [cls for cls in type(owner).__mro__ if not f"{cls.__module__}.".startswith(ours)]
     own = {name for cls in own_classes for name in vars(cls)}
@@ -121,28 +122,18 @@ def _distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def _verify_fit(trainer: Any, module: Any, datamodule: Any) -> None:
-    name = type(module).__name__
-    for method, remedy in (
-        ("training_step", "Define `training_step(self, batch, batch_idx)` and return the loss."),
-        (
-            "configure_optimizers",
-            "Return an optimizer from it, for example `torch.optim.AdamW(self.parameters(), lr=1e-3)`.",
-        ),
-    ):
-        if not overrides(module, method, LightningModule):
-            raise MisconfigurationException(f"`{name}` has no `{method}`, which `fit` needs. {remedy}")
-    has_step = overrides(module, "validation_step", LightningModule)
-    given = trainer.given_loaders.get("val") is not None or any(
-        owner is not None and overrides(owner, "val_dataloader", base)
-        for owner, base in ((datamodule, DataHooks), (module, LightningModule))
-    )
+def _verify_fit(run: Run) -> None:
+    _need_method(run, "training_step", "Define `training_step(self, batch, batch_idx)` and return the loss.")
+    example = "for example `torch.optim.AdamW(self.parameters(), lr=1e-3)`"
+    _need_method(run, "configure_optimizers", f"Return an optimizer from it, {example}.")
+    name, has_step = type(run.module).__name__, run.hooks.module_overrides("validation_step")
+    given = has_loader(run, "val")
     if has_step and not given:
         rank_zero_warn(f"`{name}` has a `validation_step` but there is no validation loader, so nothing is validated.")
     elif given and not has_step:
         rank_zero_warn(f"There is a validation loader but `{name}` has no `validation_step`, so nothing is validated.")
-    if not module.automatic_optimization and trainer.parity:
-        _verify_manual(trainer)
+    if not run.module.automatic_optimization and run.parity:
+        _verify_manual(run.trainer)
 
 
 def _verify_manual(trainer: Any) -> None:
@@ -158,22 +149,16 @@ def _verify_manual(trainer: Any) -> None:
         )
 
 
-def _verify_evaluation(trainer: Any, module: Any, datamodule: Any, fn: str) -> None:
-    step, stage = ("test_step", "test") if fn == "test" else ("validation_step", "val")
-    if not overrides(module, step, LightningModule):
+def _need_method(run: Run, method: str, remedy: str) -> None:
+    if not run.hooks.module_overrides(method):
         raise MisconfigurationException(
-            f"`{type(module).__name__}` has no `{step}`, which `trainer.{fn}()` needs. Define `{step}(self, batch, "
-            "batch_idx)`."
+            f"`{type(run.module).__name__}` has no `{method}`, which `trainer.{run.state.fn}()` needs. {remedy}"
         )
-    _need_loader(trainer, module, datamodule, stage, fn)
 
 
-def _need_loader(trainer: Any, module: Any, datamodule: Any, stage: str, fn: str) -> None:
-    method = f"{stage}_dataloader"
-    owners = ((datamodule, DataHooks), (module, LightningModule))
-    if trainer.given_loaders.get(stage) is None and not any(
-        o is not None and overrides(o, method, base) for o, base in owners
-    ):
+def _need_loader(run: Run, stage: str) -> None:
+    if not has_loader(run, stage):
         raise MisconfigurationException(
-            f"`trainer.{fn}()` has no data. Pass a loader, a data module, or define `{type(module).__name__}.{method}`."
+            f"`trainer.{run.state.fn}()` has no data. Pass a loader, a data module, or define "
+            f"`{type(run.module).__name__}.{stage}_dataloader`."
         )

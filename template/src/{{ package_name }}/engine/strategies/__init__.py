@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
-from ..lazy import submodule
+from ..lazy import lazily
 from .base import Strategy
 from .select import STRATEGIES, select_strategy
 from .single import SingleDeviceStrategy
 
 __all__ = ["STRATEGIES", "DDPStrategy", "FSDPStrategy", "SingleDeviceStrategy", "Strategy", "select_strategy"]
 
-_LATE = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp"}  # their parts of torch take time to import
-
-
-def __getattr__(name: str) -> object:
-    if name in _LATE:
-        return getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
-    return submodule(__name__, name, __all__)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+# Their parts of torch take time to import.
+__getattr__, __dir__ = lazily(__name__, {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp"})

@@ -22,7 +22,7 @@ class Strategy:
     """One process on one device; strategies of several processes derive from it.
 
     Args:
-        root_device: Where this process computes.
+        device: Where this process computes.
         checkpoint_io: Writes and reads checkpoint files.
 
     Attributes:
@@ -32,7 +32,12 @@ class Strategy:
         has_inference_mode: Whether the devices compute under `torch.inference_mode`; else evaluation has `no_grad`.
         is_leaving: Whether all ranks have agreed to leave the run, so that collectives still work while they do.
         sync_batchnorm: Whether batch norm is to be computed over all processes; set by the Trainer.
+        world_size: Number of processes.
+        global_rank: Index of this process among all.
+        local_rank: Index of this process on its node.
+        node_rank: Index of this node.
         module: The user's module; None before `setup` and after `teardown`.
+        wrapped: What is called in its place in training, where the strategy wraps it.
     """
 
     strategy_name = "single_device"
@@ -41,33 +46,14 @@ class Strategy:
     has_inference_mode = True
     sync_batchnorm = False
     is_leaving = False
+    world_size = 1
+    global_rank = local_rank = node_rank = 0
+    module: Any = None
+    wrapped: Any = None
 
-    def __init__(self, root_device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
-        self.root_device = torch.device(root_device)
+    def __init__(self, device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
+        self.root_device = torch.device(device)
         self.checkpoint_io = checkpoint_io if checkpoint_io is not None else TorchCheckpointIO()
-        self.module: nn.Module | None = None
-
-    # Who this process is.
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return 1
-
-    @property
-    def global_rank(self) -> int:
-        """Index of this process among all."""
-        return 0
-
-    @property
-    def local_rank(self) -> int:
-        """Index of this process on its node."""
-        return 0
-
-    @property
-    def node_rank(self) -> int:
-        """Index of this node."""
-        return 0
 
     @property
     def is_global_zero(self) -> bool:
@@ -75,9 +61,9 @@ class Strategy:
         return self.global_rank == 0
 
     @property
-    def model(self) -> nn.Module | None:
+    def model(self) -> Any:
         """The module as it is called in training: wrapped, when the strategy wraps it."""
-        return self.module
+        return self.wrapped if self.wrapped is not None else self.module
 
     # The life of a run.
 
@@ -178,13 +164,8 @@ class Strategy:
 
     def module_state_dict(self) -> dict[str, Any]:
         """Return the weights as they go into a checkpoint (full, on rank 0). A collective for sharded modules."""
-        assert self.module is not None
-        return self.module.state_dict()
-
-    def load_module_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
-        """Load weights that `module_state_dict` returned."""
-        assert self.module is not None
-        self.module.load_state_dict(state_dict, strict=strict)
+        weights: dict[str, Any] = self.module.state_dict()
+        return weights
 
     def optimizer_state_dict(self, optimizer: Any) -> dict[str, Any]:
         """Return an optimizer's state as it goes into a checkpoint. A collective for sharded modules."""

@@ -61,14 +61,8 @@ class DDPStrategy(ProcessesStrategy):
         self.ddp_comm_state, self.ddp_comm_wrapper = ddp_comm_state, ddp_comm_wrapper
         self.ddp_comm_hook = ddp_comm_hook
         self.options = options
-        self.wrapped: DistributedDataParallel | None = None
         self._trained: list[int] = []  # identities of the parameters that the wrapper synchronises
         self._frozen: list[nn.Parameter] = []
-
-    @property
-    def model(self) -> nn.Module | None:
-        """The wrapper while training, else the module."""
-        return self.wrapped if self.wrapped is not None else self.module
 
     def setup(self, module: nn.Module, *, training: bool) -> None:
         """Move the module to its device; wrap it for training, else give all ranks rank 0's weights. A collective."""
@@ -84,7 +78,6 @@ class DDPStrategy(ProcessesStrategy):
         DistributedDataParallel synchronises what required gradients when it was made, and a callback may have
         unfrozen layers since.
         """
-        assert self.module is not None
         trained = [id(parameter) for parameter in self.module.parameters() if parameter.requires_grad]
         if trained == self._trained:
             return
@@ -112,7 +105,7 @@ class DDPStrategy(ProcessesStrategy):
     def _unwrap(self) -> None:
         if self.wrapped is not None:
             # Else a second wrapper's gradients would go through the first too.
-            self.wrapped._remove_autograd_hooks()  # type: ignore[no-untyped-call]
+            self.wrapped._remove_autograd_hooks()
         self.wrapped, self._trained = None, []
 
     def teardown(self) -> None:
@@ -124,23 +117,21 @@ class DDPStrategy(ProcessesStrategy):
 
     def step_function(self, name: str) -> Callable[..., Any]:
         """Return `training_step` through the wrapper; other steps as they are, with rank 0's buffers. A collective."""
-        function: Callable[..., Any] = getattr(self.module, name)
-        if name != "training_step":
-            if self.wrapped is not None:
-                self._synchronise_buffers()
-            return function
-        return self._train_by_hand if not self.module.automatic_optimization else self._train  # type: ignore[union-attr]
+        if name == "training_step":
+            return self._train if self.module.automatic_optimization else self._train_by_hand
+        if self.wrapped is not None:
+            self._synchronise_buffers()
+        return super().step_function(name)
 
     def _train(self, *args: Any) -> Any:
         self._follow_unfrozen()
-        output = self.wrapped(*args) if self.wrapped is not None else self.module.training_step(*args)  # type: ignore[union-attr, operator]
-        return self.checked_output(output)
+        step = self.wrapped if self.wrapped is not None else self.module.training_step
+        return self.checked_output(step(*args))
 
     def _train_by_hand(self, *args: Any) -> Any:
         self._follow_unfrozen()
         self._synchronise_buffers()
-        assert self.module is not None
-        return self.module.training_step(*args)  # type: ignore[operator]
+        return self.module.training_step(*args)
 
     def before_backward(self, loss: Tensor) -> Tensor:
         """Under manual optimisation: have the wrapper expect the gradients of this loss."""
@@ -151,7 +142,7 @@ class DDPStrategy(ProcessesStrategy):
         return expected
 
     def _synchronise_buffers(self) -> None:
-        if self.options.get("broadcast_buffers", True) and self.module is not None:
+        if self.options.get("broadcast_buffers", True):
             self.broadcast_tensors(list(self.module.buffers()))
 
     def no_sync(self) -> contextlib.AbstractContextManager[Any]:

@@ -68,14 +68,8 @@ class FSDPStrategy(ProcessesStrategy):
         self.auto_wrap_policy, self.activation_checkpointing_policy = auto_wrap_policy, activation_checkpointing_policy
         self.mixed_precision, self.cpu_offload = mixed_precision, cpu_offload
         self.reshard_after_forward, self.state_dict_type = reshard_after_forward, state_dict_type
-        self.wrapped: Any = None
         self._originals: list[_Original] = []
         self._is_whole = False
-
-    @property
-    def model(self) -> nn.Module | None:
-        """The wrapper while training, else the module."""
-        return self.wrapped if self.wrapped is not None else self.module
 
     def setup(self, module: nn.Module, *, training: bool) -> None:
         """Move the module to its device with rank 0's weights, and shard it for training. A collective.
@@ -110,15 +104,12 @@ class FSDPStrategy(ProcessesStrategy):
             fully_shard(child, reshard_after_forward=self.reshard_after_forward, **common)
         return fully_shard(_Steps(module), **common)
 
-    def _parts(self) -> Iterator[FSDPModule]:
-        return (part for part in self.wrapped.modules() if isinstance(part, FSDPModule))
-
     def _set_whole(self, whole: bool) -> None:
         """Gather all parameters and keep them, or go back to this rank's part of them. Gathering is a collective."""
         if self.wrapped is None or self._is_whole == whole:
             return
         self._is_whole = whole
-        for part in self._parts():
+        for part in (part for part in self.wrapped.modules() if isinstance(part, FSDPModule)):
             is_root = part is self.wrapped
             part.set_reshard_after_forward(self.reshard_after_forward and not whole and not is_root, recurse=False)
             if whole:
@@ -151,7 +142,7 @@ class FSDPStrategy(ProcessesStrategy):
 
     def step_function(self, name: str) -> Callable[..., Any]:
         """Return `training_step` with sharded parameters; other steps with whole ones. A collective."""
-        function: Callable[..., Any] = getattr(self.module, name)
+        function = super().step_function(name)
         if name == "training_step":
             return functools.partial(self._train, function)
         self._set_whole(True)

@@ -11,7 +11,6 @@ Owns: who starts what, and what is said when one of them dies. Does not own: wha
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import importlib
@@ -27,7 +26,6 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -39,6 +37,7 @@ import torch.distributed as dist
 from ..distributed import in_srun, rank_zero_only
 from ..errors import MisconfigurationException
 from ..seed import rng_state, set_rng_state
+from ..signals import handled_by
 from .collectives import FLIGHT_HINT
 
 # gloo would look the host's name up, and laptops have none
@@ -266,7 +265,13 @@ def _end_with(parent: int) -> None:
 
 def _watch(ranks: list[Any]) -> None:
     """Wait until every rank has ended; when one fails, the others have `GRACE_S`. A second Ctrl-C ends all at once."""
-    with _forwarded(ranks):
+
+    def forward(number: int, _: Any) -> None:
+        for process in ranks:
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+
+    with handled_by(forward, signal.SIGTERM):  # the ranks then end properly
         try:
             _join(ranks)
         except KeyboardInterrupt:  # the ranks have it too: they finish the batch, save and leave
@@ -283,34 +288,11 @@ def _join(ranks: list[Any]) -> None:
 
 
 def _end(ranks: list[Any]) -> None:
-    for process in ranks:
-        if process.pid is not None and process.exitcode is None:
-            process.kill()
-    for process in ranks:
-        if process.pid is not None:
-            process.join()
-
-
-@contextlib.contextmanager
-def _forwarded(ranks: list[Any]) -> Iterator[None]:
-    """Pass the signals that ask this process to end on to the ranks, which then end properly."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def forward(number: int, _: Any) -> None:
-        for process in ranks:
-            if process.exitcode is None:
-                os.kill(process.pid, number)
-
-    is_free = signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None)
-    watched = [signal.SIGTERM, *([signal.SIGUSR1] if is_free else [])]
-    before = {number: signal.signal(number, forward) for number in watched}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    started = [process for process in ranks if process.pid is not None]
+    for process in started:
+        process.kill()
+    for process in started:
+        process.join()
 
 
 def _raise_first_failure(ranks: list[Any], folder: Path) -> None:

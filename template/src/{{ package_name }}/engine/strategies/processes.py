@@ -76,7 +76,6 @@ class ProcessesStrategy(Strategy):
         self.start_method = start_method
         self.place: Place | None = None
         self.failed_at: float | None = None
-        self.is_leaving = False
         self._watch: _Watch | None = None  # of the call in progress
         self._call = ""
         self.configure(select_accelerator("cpu"), [0], 1, None)
@@ -93,42 +92,22 @@ class ProcessesStrategy(Strategy):
         if place is not None:
             self.settle(place)
         else:
-            self.root_device = accelerator.device(devices[0])
+            self.root_device, self.world_size = accelerator.device(devices[0]), len(devices) * num_nodes
 
     def settle(self, place: Place) -> None:
         """Be this rank from now on."""
-        self.place = place
+        self.place, self.world_size = place, place.world_size
+        self.global_rank, self.local_rank, self.node_rank = place.rank, place.local_rank, place.node_rank
         rank_zero_only.rank = place.rank  # type: ignore[attr-defined]
         if len(self.devices) < place.local_world_size:
             self.devices = list(range(place.local_world_size))
         self.root_device = self.accelerator.device(self.devices[place.local_rank])
 
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.place.world_size if self.place is not None else len(self.devices) * self.num_nodes
-
-    @property
-    def global_rank(self) -> int:
-        """Index of this process among all."""
-        return self.place.rank if self.place is not None else 0
-
-    @property
-    def local_rank(self) -> int:
-        """Index of this process on its node."""
-        return self.place.local_rank if self.place is not None else 0
-
-    @property
-    def node_rank(self) -> int:
-        """Index of this node."""
-        return self.place.node_rank if self.place is not None else 0
-
     # Starting and meeting.
 
     def before_launch(self) -> None:
         """Prepare the environment that processes started from here will have."""
-        if self.accelerator.before_launch is not None:
-            self.accelerator.before_launch(len(self.devices))
+        self.accelerator.before_launch(len(self.devices))
 
     def launch(self, trainer: Any, name: str, *args: Any) -> Any:
         """Call `trainer.<name>(*args)` on every rank; return what it returned here, or on rank 0 of the workers.
@@ -178,8 +157,7 @@ class ProcessesStrategy(Strategy):
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if self.place.is_served else "0"
             _store = PrefixStore(f"attempt-{attempt}", self._meet(self.place))
             self._wait_for_all(_store, self.place)
-            for name, value in FLIGHT_RECORDER.items():
-                os.environ.setdefault(name, value)
+            os.environ.update({**FLIGHT_RECORDER, **os.environ})
             dist.init_process_group(
                 self.process_group_backend or default_backend(self.root_device.type),
                 store=PrefixStore("group", _store),
@@ -325,11 +303,6 @@ class ProcessesStrategy(Strategy):
     def _is_alone(self) -> bool:
         return self.failed_at is not None or not dist.is_initialized()
 
-    @property
-    def host_device(self) -> torch.device:
-        """Where small values for agreements live: on the host, unless the backend reaches devices only."""
-        return self.root_device if self.process_group_backend == "nccl" else torch.device("cpu")
-
     def unanimous(self, name: str) -> bool:
         """Return whether all ranks call this with the same name; costs ranks that do not call it nothing.
 
@@ -348,7 +321,9 @@ class ProcessesStrategy(Strategy):
         """Return the largest of each number over ranks. A collective."""
         if self._is_alone:
             return numbers
-        tensor = torch.tensor(numbers, dtype=torch.int64, device=self.host_device)
+        # On the host, unless the backend reaches devices only.
+        device = self.root_device if self.process_group_backend == "nccl" else "cpu"
+        tensor = torch.tensor(numbers, dtype=torch.int64, device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         largest: list[int] = tensor.tolist()
         return largest

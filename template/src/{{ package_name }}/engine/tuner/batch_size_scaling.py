@@ -13,23 +13,21 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 
-from ..data import leaves, rebuild
-from ..distributed import rank_zero_info, rank_zero_warn
-from ..errors import MisconfigurationException, _TunerExitException, did_you_mean
+from ..data import leaves, mapped
+from ..distributed import rank_zero_info
+from ..errors import MisconfigurationException
 from ..evaluate import evaluation
 from ..fit import fit
-from ..hooks import Callback
 from ..loading import has_loader, load_loaders, load_training, loader_source, remake
 from ..predict import predict
 from ..run import Run
-from .trial import beside, holders, set_attribute, unchanged
+from .trial import Finder, beside, holders, set_attribute, unchanged
 
-MODES = ("power", "binsearch")
 _LOADERS = {"fit": "train", "validate": "val", "test": "test", "predict": "predict"}
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "resource_exhausted")
 
 
-class BatchSizeFinder(Callback):
+class BatchSizeFinder(Finder):
     """Try batch sizes before training (or validation, test, prediction), set the largest that fits, and go on with it.
 
     The loaders must come from a module or data module that reads the attribute `batch_arg_name`, or be passed in: then
@@ -53,8 +51,7 @@ class BatchSizeFinder(Callback):
         MisconfigurationException: A value out of range; in a run: several processes, or loaders that do not follow.
     """
 
-    role = "tuner"
-    SUPPORTED_MODES = MODES
+    SUPPORTED_MODES = ("power", "binsearch")
 
     def __init__(
         self,
@@ -67,12 +64,7 @@ class BatchSizeFinder(Callback):
         max_val: int = 8192,
         effective_batch_size: int | None = None,
     ) -> None:
-        super().__init__()
-        mode = mode.lower()
-        if mode not in MODES:
-            raise MisconfigurationException(
-                f"`mode={mode!r}`: accepted are 'power' and 'binsearch'.{did_you_mean(mode, MODES)}"
-            )
+        super().__init__(mode)
         if (
             not 0.0 <= margin < 1.0
             or min(steps_per_trial, init_val, max_trials, max_val, effective_batch_size or 1) < 1
@@ -82,7 +74,6 @@ class BatchSizeFinder(Callback):
                 f"max_val={max_val}`: accepted are a margin from 0.0 to below 1.0 and whole numbers from 1."
             )
         self.optimal_batch_size: int | None = init_val
-        self._mode = mode
         self._steps_per_trial = steps_per_trial
         self._init_val = init_val
         self._max_trials = max_trials
@@ -90,7 +81,6 @@ class BatchSizeFinder(Callback):
         self._margin = margin
         self._max_val = min(max_val, effective_batch_size or max_val)
         self._effective = effective_batch_size
-        self._early_exit = False
         self._seen: tuple[int, list[Any]] | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -112,11 +102,10 @@ class BatchSizeFinder(Callback):
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> None:
         """Search now; the run goes on with the size that was found."""
-        if trainer.fast_dev_run:
-            rank_zero_warn("`fast_dev_run` tries the code, not memory: the search for a batch size is left out.")
-            self._leave()
-            return
-        run = trainer.run
+        self.find(trainer, self._find, "memory: the search for a batch size")
+
+    def _find(self, run: Run) -> None:
+        trainer = run.trainer
         self._check(run)
         search = power if self._mode == "power" else binsearch
         self._seen = None
@@ -135,11 +124,6 @@ class BatchSizeFinder(Callback):
         set_attribute(run, self._name, best.size)
         _resize(run, best.size)
         rank_zero_info("batch size %d, after %d trials", best.size, best.trials)
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._early_exit:
-            raise _TunerExitException
 
     def _check(self, run: Run) -> None:
         if run.strategy.is_distributed:
@@ -278,14 +262,13 @@ def _rows(run: Run) -> int:
 
 def _resized(nest: Any, size: int) -> Any:
     """Return loaders that were passed in, made again with another batch size."""
-    loaders = leaves(nest)
-    fixed = [loader for loader in loaders if not isinstance(loader, DataLoader) or loader.batch_size is None]
+    fixed = [loader for loader in leaves(nest) if not isinstance(loader, DataLoader) or loader.batch_size is None]
     if fixed:
         raise MisconfigurationException(
             f"A loader of type `{type(fixed[0]).__name__}` cannot be made again with another batch size. Pass a "
             "`DataLoader(dataset, batch_size=...)`, or let the module make its loaders from an attribute."
         )
-    return rebuild(nest, iter([remake(loader, batch_size=size) for loader in loaders]))
+    return mapped(nest, lambda loader: remake(loader, batch_size=size))
 
 
 def _resize(run: Run, size: int) -> None:

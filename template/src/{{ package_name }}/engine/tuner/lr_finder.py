@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from ..distributed import rank_zero_info, rank_zero_warn
-from ..errors import MisconfigurationException, _TunerExitException, did_you_mean, require
+from ..errors import MisconfigurationException, require
 from ..fit import fit
 from ..hooks import Callback
+from ..run import Run
 from ..session import configure_optimizers
 from ..step import prepare_steps
-from .trial import beside, holders, set_attribute, unchanged
+from .trial import Finder, beside, holders, set_attribute, unchanged
 
-MODES = ("exponential", "linear")
 NAMES = ("lr", "learning_rate")
 _BETA = 0.98  # of the running mean of the loss
 _UNSETTLED = 10  # steps until that mean can be believed
@@ -120,7 +120,7 @@ class LRFinder:
         return ax.figure
 
 
-class LearningRateFinder(Callback):
+class LearningRateFinder(Finder):
     """Sweep the learning rate before training, set the suggested one, and train with it.
 
     The module, its data and all counters are as before the sweep, except for the learning rate: the attribute, and
@@ -143,8 +143,7 @@ class LearningRateFinder(Callback):
         MisconfigurationException: An unknown mode; in a run: several optimizers, or no such attribute.
     """
 
-    role = "tuner"
-    SUPPORTED_MODES = MODES
+    SUPPORTED_MODES = ("exponential", "linear")
 
     def __init__(
         self,
@@ -156,23 +155,17 @@ class LearningRateFinder(Callback):
         update_attr: bool = True,
         attr_name: str = "",
     ) -> None:
-        super().__init__()
-        mode = mode.lower()
-        if mode not in MODES:
-            raise MisconfigurationException(
-                f"`mode={mode!r}`: accepted are 'exponential' and 'linear'.{did_you_mean(mode, MODES)}"
-            )
+        super().__init__(mode)
         if not 0 < min_lr < max_lr or num_training_steps < 1:
             raise MisconfigurationException(
                 f"`min_lr={min_lr}, max_lr={max_lr}`, {num_training_steps} steps: accepted are 0 < min_lr < max_lr and "
                 "at least one step, e.g. 1e-6 to 1 in 100 steps."
             )
         self.optimal_lr: LRFinder | None = None
-        self._sweep = (mode, min_lr, max_lr, num_training_steps)
+        self._sweep = (self._mode, min_lr, max_lr, num_training_steps)
         self._early_stop_threshold = early_stop_threshold
         self._update_attr = update_attr
         self._attr_name = attr_name
-        self._early_exit = False
         self._is_before_training = False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -190,11 +183,10 @@ class LearningRateFinder(Callback):
 
         Runs on every rank; rank 0's loss decides (collective).
         """
-        if trainer.fast_dev_run:
-            rank_zero_warn("`fast_dev_run` tries the code, not learning rates: the sweep is left out.")
-            self._leave()
-            return
-        run = trainer.run
+        self.find(trainer, self._find, "learning rates: the sweep")
+
+    def _find(self, run: Run) -> None:
+        trainer = run.trainer
         if len(run.optimizers) != 1:
             raise MisconfigurationException(
                 "The learning rate finder works with one optimizer; `configure_optimizers` gave "
@@ -220,11 +212,6 @@ class LearningRateFinder(Callback):
             else:
                 _scale_rates(run, suggested)
             rank_zero_info("learning rate %.3g, from a sweep of %d steps", suggested, len(curve.results["lr"]))
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._early_exit:
-            raise _TunerExitException
 
     def _attribute(self, run: Any) -> str:
         wanted = (self._attr_name,) if self._attr_name else NAMES

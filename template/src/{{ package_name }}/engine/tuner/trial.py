@@ -19,19 +19,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data import leaves
+from ..data import flattened
 from ..dispatch import HookTable
+from ..distributed import rank_zero_warn
+from ..errors import MisconfigurationException, _TunerExitException, did_you_mean
 from ..hooks import Callback
 from ..loggers import DummyLogger
 from ..metrics import CurrentMetrics
 from ..module import LightningModule
+from ..position import generators, set_generators
 from ..progress import FitProgress
 from ..results import Results
 from ..run import Run
-from ..seed import rng_state, set_rng_state
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"_trainer", "_results"}
-_PLAIN = (int, float, str, bool, type(None), tuple, Tensor)
+
+
+class Finder(Callback):
+    """What searches in a run; one that the `Tuner` has made ends the run with the search."""
+
+    role = "tuner"
+    SUPPORTED_MODES: tuple[str, ...] = ()
+    early_exit = False
+
+    def __init__(self, mode: str) -> None:
+        self._mode = mode.lower()
+        if self._mode not in self.SUPPORTED_MODES:
+            accepted = " and ".join(map(repr, self.SUPPORTED_MODES))
+            hint = did_you_mean(self._mode, self.SUPPORTED_MODES)
+            raise MisconfigurationException(f"`mode={mode!r}`: accepted are {accepted}.{hint}")
+
+    def find(self, trainer: Any, search: Callable[[Run], None], left_out: str) -> None:
+        """Call `search`, unless this run only tries the code."""
+        if trainer.fast_dev_run:
+            rank_zero_warn(f"`fast_dev_run` tries the code, not {left_out} is left out.")
+        else:
+            search(trainer.run)
+        if self.early_exit:
+            raise _TunerExitException
 
 
 @contextmanager
@@ -42,7 +67,6 @@ def unchanged(run: Run) -> Iterator[None]:
     or lists, dicts and sets (with the elements they had); other objects are not looked into.
     """
     trainer, module = run.trainer, run.module
-    kept = dict(vars(trainer))
     progress = dataclasses.replace(run.progress)
     stage, results = run.state.stage, run.hooks.results
     weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(module)}
@@ -51,13 +75,12 @@ def unchanged(run: Run) -> Iterator[None]:
     put_back = [_attributes(owner) for owner in owners]
     optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in run.optimizers]
     precision = copy.deepcopy(run.precision.state_dict())
-    generators = [(generator, generator.get_state()) for generator in _loader_generators(trainer)]
-    random = rng_state()
+    loaders = [loader for nest in trainer.given_loaders.values() for loader in flattened(nest)]
+    random = generators(loaders)
     try:
-        yield
+        with restored(trainer):
+            yield
     finally:
-        vars(trainer).clear()
-        vars(trainer).update(kept)
         for field in dataclasses.fields(progress):
             setattr(run.progress, field.name, getattr(progress, field.name))
         with torch.no_grad():
@@ -74,9 +97,18 @@ def unchanged(run: Run) -> Iterator[None]:
             run.precision.load_state_dict(precision)
         run.state.stage, run.hooks.results = stage, results
         module._share("_results", results)
-        for generator, position in generators:
-            generator.set_state(position)
-        set_rng_state(random)
+        set_generators(loaders, random)
+
+
+@contextmanager
+def restored(trainer: Any) -> Iterator[None]:
+    """Give the trainer the attributes back that it had."""
+    kept = dict(vars(trainer))
+    try:
+        yield
+    finally:
+        vars(trainer).clear()
+        vars(trainer).update(kept)
 
 
 @contextmanager
@@ -90,7 +122,7 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
     """
     trainer = run.trainer
     progress = FitProgress()
-    train, evaluation = (Results(training, progress, str(run.state.fn)) for training in (True, False))
+    train, evaluation = (Results(training, progress) for training in (True, False))
     for results in (train, evaluation):
         results.on_rank_zero = run.strategy.is_global_zero
         results.sync_step = run.train_results.sync_step
@@ -100,21 +132,19 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
         resumed=False, seen_batches={}, plateau_steps={},
     )  # fmt: skip
     changed = {
-        "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [],
+        "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [], "loaders": {},
         "callbacks": list(callbacks), "loggers": [DummyLogger() for _ in trainer.loggers],
         "should_stop": False, "max_epochs": -1, "min_epochs": None, "min_steps": None, "limit_val_batches": 0,
         "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 0,
         "val_check_interval": 1.0, "val_check_seconds": None, "check_val_every_n_epoch": 1, **settings,
     }  # fmt: skip
-    kept = dict(vars(trainer))
-    vars(trainer).update(changed)
-    try:
-        yield trial
-    finally:
-        if trial.feed is not None:
-            trial.feed.close()
-        vars(trainer).clear()
-        vars(trainer).update(kept)
+    with restored(trainer):
+        vars(trainer).update(changed)
+        try:
+            yield trial
+        finally:
+            if trial.feed is not None:
+                trial.feed.close()
 
 
 def holders(run: Run, name: str) -> list[Any]:
@@ -135,13 +165,6 @@ def set_attribute(run: Run, name: str, value: Any) -> None:
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
-
-
-def _loader_generators(trainer: Any) -> list[torch.Generator]:
-    loaders = [loader for nest in trainer.given_loaders.values() for loader in leaves(nest)]
-    owners = chain.from_iterable((loader, getattr(loader, "sampler", None)) for loader in loaders)
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def _attributes(owner: Any) -> Callable[[], None]:

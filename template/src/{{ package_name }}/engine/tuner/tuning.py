@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 from ..errors import MisconfigurationException, did_you_mean
 from ..loggers import DummyLogger
 from .batch_size_scaling import BatchSizeFinder
 from .lr_finder import LearningRateFinder, LRFinder
+from .trial import restored
 
 Method = Literal["fit", "validate", "test", "predict"]
 METHODS = ("fit", "validate", "test", "predict")
@@ -138,6 +137,7 @@ class Tuner:
     def _search(
         self, finder: Any, model: Any, method: str, train_and_val: tuple[Any, Any], dataloaders: Any, datamodule: Any
     ) -> None:
+        """Search in a call of the Trainer, which is as before afterwards."""
         if method not in METHODS:
             raise MisconfigurationException(
                 f"`method={method!r}`: accepted are {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
@@ -146,33 +146,21 @@ class Tuner:
         if wrong:
             expected = "`train_dataloaders` and `val_dataloaders`" if method == "fit" else "`dataloaders`"
             raise MisconfigurationException(f"With `method={method!r}` pass loaders as {expected}.")
-        finder._early_exit = True
-        with self._only_for(finder, model) as trainer:
-            if method == "fit":
-                trainer.fit(model, *train_and_val, datamodule=datamodule)
-            elif method == "validate":
-                trainer.validate(model, dataloaders, datamodule=datamodule, verbose=False)
-            elif method == "test":
-                trainer.test(model, dataloaders, datamodule=datamodule, verbose=False)
-            else:
-                trainer.predict(model, dataloaders, datamodule=datamodule, return_predictions=False)
-
-    @contextmanager
-    def _only_for(self, finder: Any, model: Any) -> Iterator[Any]:
-        """Add the finder, silence loggers, and put the trainer and the module's device back afterwards."""
-        trainer = self._trainer
-        same = [callback for callback in trainer.callbacks if type(callback) is type(finder)]
-        if same:
+        trainer, device = self._trainer, model.device
+        if any(type(callback) is type(finder) for callback in trainer.callbacks):
             raise MisconfigurationException(
                 f"The Trainer has a `{type(finder).__name__}` already, which searches at every `fit`. Remove it, or do "
                 "not call the Tuner."
             )
-        kept, device = dict(vars(trainer)), model.device
-        trainer.callbacks = trainer.ordered([finder, *trainer.callbacks])
-        trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+        finder.early_exit = True
         try:
-            yield trainer
+            with restored(trainer):
+                trainer.callbacks = trainer.ordered([finder, *trainer.callbacks])
+                trainer.loggers = [DummyLogger() for _ in trainer.loggers]
+                if method == "fit":
+                    trainer.fit(model, *train_and_val, datamodule=datamodule)
+                else:
+                    silent = {"return_predictions" if method == "predict" else "verbose": False}
+                    getattr(trainer, method)(model, dataloaders, datamodule=datamodule, **silent)
         finally:
-            vars(trainer).clear()
-            vars(trainer).update(kept)
             model.to(device)

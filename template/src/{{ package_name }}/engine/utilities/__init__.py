@@ -5,24 +5,22 @@ Owns: `grad_norm` and `suggested_max_num_workers`. Does not own: the rest, which
 
 from __future__ import annotations
 
-import importlib
 import os
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..lazy import submodule
+from ..lazy import lazily
 
 _MODULES = {
-    "AttributeDict": "hparams",
-    "CombinedLoader": "data",
-    "apply_to_collection": "transfer",
-    "move_data_to_device": "transfer",
-    "rank_zero_deprecation": "distributed",
-    "rank_zero_info": "distributed",
-    "rank_zero_only": "distributed",
-    "rank_zero_warn": "distributed",
+    "AttributeDict": ".hparams",
+    "CombinedLoader": ".data",
+    "apply_to_collection": ".transfer",
+    "move_data_to_device": ".transfer",
+    "rank_zero_deprecation": ".distributed",
+    "rank_zero_info": ".distributed",
+    "rank_zero_only": ".distributed",
+    "rank_zero_warn": ".distributed",
 }
 
 __all__ = [*_MODULES, "grad_norm", "suggested_max_num_workers"]
@@ -66,11 +64,4 @@ def suggested_max_num_workers(local_world_size: int) -> int:
     return max(1, cores // max(1, local_world_size) - 1)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"..{_MODULES[name]}", __name__), name)
-    return submodule(__name__, name, __all__)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _MODULES)
