@@ -119,5 +119,5 @@ def test_every_length_that_a_trainer_takes_may_be_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TAKERS.keys() - {"val_check_interval"}))  # which takes a time as well
 def test_a_length_in_another_unit_is_refused_with_the_one_that_is_taken(name: str) -> None:
-    with pytest.raises(MisconfigurationException, match=rf"{name}.*(10ep|500ba)"):
+    with pytest.raises(MisconfigurationException, match=rf"`Trainer\({name}='1h'\)`.*(10ep|500ba)"):
         quiet_trainer(**{name: "1h"})

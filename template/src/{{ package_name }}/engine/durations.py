@@ -99,7 +99,7 @@ def counted(value: Any, argument: str, unit: str) -> Any:
     count = getattr(Duration.parse(value), unit)
     if count is None:
         raise MisconfigurationException(
-            f"`{argument}={value!r}` counts {unit}. Write a number, or text such as "
+            f"`{argument}={value!r}{')' * argument.count('(')}` counts {unit}. Write a number, or text such as "
             f"{'10ep' if unit == 'epochs' else '500ba'!r}."
         )
     return count

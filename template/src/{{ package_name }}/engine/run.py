@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .acceleration import SideStream
+from .data import Feed
 from .dispatch import HookFunction, HookTable, parameters_of
 from .distributed import rank_zero_warn
 from .optimizer import LRSchedulerConfig, StepOptimizer
@@ -67,9 +68,10 @@ class Run:
     step_optimizers: list[StepOptimizer] = field(default_factory=list)
     schedulers: list[LRSchedulerConfig] = field(default_factory=list)
     frequencies: list[int] = field(default_factory=list)
-    feed: Any = None  # a `Feed`, once the loaders are loaded; None only before
-    step: Any = None  # (run, batch, batch_idx, due) -> what `training_step` returned; one of the functions of `step`
-    training_step: Any = None  # (batch, batch_idx) -> what the module's returned
+    # These three are None until the run is prepared.
+    feed: Feed = None  # type: ignore[assignment]
+    step: Callable[..., Any] = None  # type: ignore[assignment]  # one of the functions of `step`
+    training_step: Callable[[Any, int], Any] = None  # type: ignore[assignment]
     backward: HookFunction = Tensor.backward
     zero_grad: Callable[[int], None] | None = None
     before_step: Callable[[Optimizer], None] | None = None

@@ -128,7 +128,7 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
         results.sync_step = run.train_results.sync_step
     trial = dataclasses.replace(
         run, hooks=HookTable(trainer, run.module, run.datamodule, callbacks, base=LightningModule), progress=progress,
-        loggers=[], train_results=train, eval_results=evaluation, schedulers=[], feed=None, val=None, evaluation=None,
+        loggers=[], train_results=train, eval_results=evaluation, schedulers=[], feed=None, val=None, evaluation=None,  # type: ignore[arg-type]
         resumed=False, seen_batches={}, plateau_steps={},
     )  # fmt: skip
     changed = {
