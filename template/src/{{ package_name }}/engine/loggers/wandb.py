@@ -156,20 +156,10 @@ class WandbLogger(Logger):
         dataframe: Any = None,
         step: int | None = None,
     ) -> None:
-        """Send a table, given by `columns` and `data` or as a data frame."""
+        """Send a table of anything, texts too, given by `columns` and `data` or as a data frame."""
         self._log({key: _wandb().Table(columns=columns, data=data, dataframe=dataframe)}, step)
 
-    @rank_zero_only
-    def log_text(
-        self,
-        key: str,
-        columns: list[str] | None = None,
-        data: list[list[str]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-    ) -> None:
-        """Send texts as a table."""
-        self.log_table(key, columns, data, dataframe, step)
+    log_text = log_table
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:
