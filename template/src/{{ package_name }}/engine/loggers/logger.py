@@ -20,7 +20,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -111,14 +111,14 @@ class DummyExperiment:
             raise AttributeError(name)
         return _nothing
 
-    def __getitem__(self, index: Any) -> DummyExperiment:
+    def __getitem__(self, index: Any) -> Self:
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
         pass
 
 
-class DummyLogger(Logger):
+class DummyLogger(DummyExperiment, Logger):
     """Stands in for the user's logger under `fast_dev_run`: takes every call, writes nothing."""
 
     def __init__(self) -> None:
@@ -136,14 +136,6 @@ class DummyLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Do nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _nothing
-
-    def __getitem__(self, index: Any) -> DummyLogger:
-        return self
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
