@@ -78,13 +78,6 @@ class EventLog(Callback):
         self._event(trainer, "start", module=type(pl_module).__name__, **about)
         self._update(trainer, 0)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Update the status when it is time."""
-        if time.monotonic() >= self._next:
-            self._update(trainer, batch_idx + 1)
-
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -98,7 +91,7 @@ class EventLog(Callback):
         if time.monotonic() >= self._next:
             self._update(trainer, batch_idx + 1)
 
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_train_batch_end = on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the epoch's metrics."""
