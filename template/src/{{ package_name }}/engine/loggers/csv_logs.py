@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..distributed import rank_zero_only, rank_zero_warn
-from .logger import HPARAMS_FILE, VersionedLogger, append_whole, plain, scalars
+from .logger import HPARAMS_FILE, VersionedLogger, append_whole, plain, replace_whole, scalars
 
 METRICS_FILE = "metrics.csv"
 FLUSH_EVERY_S = 1.0
@@ -139,7 +139,7 @@ class CSVLogger(VersionedLogger):
             if self._kept is not None:
                 whole = "".join(whole.splitlines(keepends=True)[: self._kept + 1])
             if whole != text:
-                _replace(self.metrics_file, whole)
+                replace_whole(self.metrics_file, whole)
             self._columns = next(csv.reader(io.StringIO(whole)), [])
             self._count += max(0, whole.count("\n") - 1)
         self._known, self._opened = set(self._columns), True
@@ -153,7 +153,7 @@ class CSVLogger(VersionedLogger):
         if self._columns:
             with open(self.metrics_file, encoding="utf-8", newline="") as file:
                 old = file.read().partition("\n")[2].replace("\n", "," * len(new) + "\n")
-        _replace(self.metrics_file, _as_csv([columns]) + old)
+        replace_whole(self.metrics_file, _as_csv([columns]) + old)
         self._columns, self._known = columns, set(columns)
 
 
@@ -163,14 +163,8 @@ def _as_csv(rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
-def _replace(path: str, text: str) -> None:
-    with open(path + ".new", "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(path + ".new", path)
-
-
 def write_yaml(path: str, values: dict[str, Any]) -> None:
     """Write plain values as YAML, at once or not at all."""
     import yaml  # here: `import engine` needs nothing but torch
 
-    _replace(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    replace_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

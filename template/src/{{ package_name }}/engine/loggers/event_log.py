@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..distributed import rank_zero_warn
 from ..hooks import Callback
-from .logger import append_whole
+from .logger import append_whole, replace_whole
 
 if TYPE_CHECKING:
     from ..module import LightningModule
@@ -167,9 +167,7 @@ class EventLog(Callback):
             rank_zero_warn(f"`EventLog` could not write to {self.directory!r} ({error}). Training goes on without.")
 
     def _write(self, status: dict[str, Any]) -> None:
-        with open(self.status_file + ".new", "w", encoding="utf-8") as file:
-            json.dump(status, file, default=str)
-        os.replace(self.status_file + ".new", self.status_file)
+        replace_whole(self.status_file, json.dumps(status, default=str))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | str]:

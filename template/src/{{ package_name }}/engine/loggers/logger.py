@@ -230,6 +230,13 @@ def append_whole(path: str | os.PathLike[str], text: str) -> None:
             raise
 
 
+def replace_whole(path: str, text: str) -> None:
+    """Write a file anew, beside and then renamed: who reads it meanwhile finds all of it, the old or the new."""
+    with open(path + ".new", "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
 def rank_zero_experiment(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Give rank 0 the real experiment and the other ranks one that takes every call (for `experiment` properties)."""
 
