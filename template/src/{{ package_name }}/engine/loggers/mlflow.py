@@ -223,7 +223,7 @@ class MLFlowLogger(Logger):
         second = link(Path(path), self._spool_dir / "files") if move else None
         if second:
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-        self._put(Entry("artifact", {"path": os.fspath(second or path), "folder": folder, "is_link": bool(second)}))
+        self._put_file(path, second, folder)
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Callback) -> None:
@@ -294,17 +294,14 @@ class MLFlowLogger(Logger):
             return
         monitor = getattr(self._checkpoints, "monitor", None)
         for file in new_checkpoints(self._checkpoints, self._seen):
-            folder = f"model/checkpoints/{os.path.splitext(os.path.basename(file.path))[0]}"
             name = os.path.basename(file.path)
             about = {"filename": name, "monitor": monitor, "score": file.score, "alias": file.alias}
-            second = self._second_name(Path(file.path))
-            values = {
-                "path": str(second or file.path),
-                "folder": folder,
-                "about": plain(about),
-                "is_link": bool(second),
-            }
-            self._put(Entry("artifact", values))
+            folder = f"model/checkpoints/{os.path.splitext(name)[0]}"
+            self._put_file(file.path, self._second_name(Path(file.path)), folder, about=plain(about))
+
+    def _put_file(self, path: str | os.PathLike[str], second: Path | None, folder: str, **more: Any) -> None:
+        values = {"path": os.fspath(second or path), "folder": folder, "is_link": bool(second), **more}
+        self._put(Entry("artifact", values))
 
     def _second_name(self, path: Path) -> Path | None:
         """Keep a checkpoint until it is sent, though a better one replaces it; two, lest a disk fills up meanwhile."""
