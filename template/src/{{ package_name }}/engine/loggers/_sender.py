@@ -71,11 +71,6 @@ class BackgroundSender:
         return self._failures > 0
 
     @property
-    def is_used(self) -> bool:
-        """Whether anything was ever put."""
-        return self._started
-
-    @property
     def is_done(self) -> bool:
         """Whether nothing waits anywhere."""
         return not (self._queue or self._keeping or self._held) and (self._spool is None or self._spool.is_sent)
