@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..durations import Duration
@@ -78,8 +77,6 @@ def parse_every(value: Any, argument: str, int_unit: str) -> Every | int | None:
         if value < 0:
             raise MisconfigurationException(f"`{argument}={value}`: accepted are whole numbers from 0 (off) on.")
         return value if int_unit == "epochs" else Every(value, int_unit)
-    if isinstance(value, timedelta):
-        return Every(value.total_seconds(), "seconds")
     duration = Duration.parse(value)
     if duration.epochs is not None:
         return int(duration.epochs)
