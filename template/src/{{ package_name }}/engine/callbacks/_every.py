@@ -44,11 +44,11 @@ class Every:
             return bool(trainer.global_step % self.n == 0)
         if self.unit != "seconds":
             return self._advance(self._multiple(trainer))
-        if trainer.world_size == 1:
-            return self.n == 0 or self._advance(int((time.monotonic() - self._started_at) // self.n))
-        if trainer.total_batches % max(trainer.log_every_n_steps, 1):
-            return False
-        elapsed_s = trainer.strategy.broadcast(time.monotonic() - self._started_at)
+        elapsed_s = time.monotonic() - self._started_at
+        if trainer.world_size > 1:
+            if trainer.total_batches % max(trainer.log_every_n_steps, 1):
+                return False
+            elapsed_s = trainer.strategy.broadcast(elapsed_s)
         return self.n == 0 or self._advance(int(elapsed_s // self.n))
 
     def _multiple(self, trainer: Trainer) -> int:
