@@ -250,6 +250,7 @@ class LineProgressBar(ProgressBar):
 
     def _keep(self) -> None:
         """Leave the line standing, and go to the next."""
+        self._close()
 
     def _close(self) -> None:
         """End the drawing; the last line stays."""

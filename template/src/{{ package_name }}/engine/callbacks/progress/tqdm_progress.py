@@ -112,15 +112,11 @@ class TQDMProgressBar(LineProgressBar):
         bar.refresh()
 
     def _open(self) -> None:
-        make = {"fit": "train", "validate": "validation", "test": "test", "predict": "predict"}[
-            str(self.trainer.state.fn)
-        ]
-        self._bar = getattr(self, f"init_{make}_tqdm")()
+        fn = str(self.trainer.state.fn)
+        kind = {"fit": "train", "validate": "validation"}.get(fn, fn)
+        self._bar = getattr(self, f"init_{kind}_tqdm")()
         if sys.stdout.isatty():
             self._lines = [_LinesAbove(self._bar, name) for name in ("stdout", "stderr")]
-
-    def _keep(self) -> None:
-        self._close()
 
     def _close(self) -> None:
         for lines in self._lines:
