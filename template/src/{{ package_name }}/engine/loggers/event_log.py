@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 EVENTS_FILE, STATUS_FILE = "events.jsonl", "status.json"
+# Of a stage, and none of a sanity check.
+_RESULTS = {"train": "epoch_end", "validate": "validation_end", "test": "test_end"}
 
 
 class EventLog(Callback):
@@ -94,20 +96,12 @@ class EventLog(Callback):
     on_train_batch_end = on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's metrics."""
+        """Write the metrics of an epoch, a validation or a test."""
         metrics = trainer.callback_metrics  # on every rank: a torchmetrics object is computed together
-        self._event(trainer, "epoch_end", metrics=_numbers(metrics) if self._active else {})
+        if event := _RESULTS.get(str(trainer.state.stage)):
+            self._event(trainer, event, metrics=_numbers(metrics) if self._active else {})
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the validation's metrics."""
-        metrics = trainer.callback_metrics
-        if not trainer.sanity_checking:
-            self._event(trainer, "validation_end", metrics=_numbers(metrics) if self._active else {})
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the test's metrics."""
-        metrics = trainer.callback_metrics
-        self._event(trainer, "test_end", metrics=_numbers(metrics) if self._active else {})
+    on_validation_end = on_test_end = on_train_epoch_end
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write that a checkpoint is being saved."""
