@@ -14,20 +14,20 @@ A logger of your own needs one method; everything else has a default that does n
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from ..distributed import rank_zero_only
-
-if TYPE_CHECKING:
-    from ..hooks import Callback
+from ..errors import require
+from ..hooks import Callback
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -235,6 +235,12 @@ def replace_whole(path: str, text: str) -> None:
     with open(path + ".new", "w", encoding="utf-8", newline="") as file:
         file.write(text)
     os.replace(path + ".new", path)
+
+
+def require_later(module: str, extra: str, purpose: str) -> None:
+    """Raise as `require` does where a library is missing, but leave its import, which takes seconds, for later."""
+    if importlib.util.find_spec(module) is None:
+        require(module, extra, purpose)
 
 
 def rank_zero_experiment(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -11,7 +11,6 @@ Numbers and files go by ways of their own, so that a curve goes on while gigabyt
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import shutil
 import sys
@@ -24,17 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..distributed import log, rank_zero_only, rank_zero_warn
-from ..errors import EngineError, require
+from ..errors import EngineError
+from ..hooks import Callback
 from ._mlflow_left import deliver_all
 from ._mlflow_run import FILES, MAX_VALUE, Entry, RemoteRun, clean, text_of, without_password
 from ._sender import BackgroundSender
 from ._spool import SUFFIX, Spool, link
-from .logger import Logger, flat, new_checkpoints, plain, rank_zero_experiment, scalars
+from .logger import Logger, flat, new_checkpoints, plain, rank_zero_experiment, require_later, scalars
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
-
-    from ..hooks import Callback
 
 FLUSH_S, AGAIN_S = 30.0, 5.0  # what an end waits; and the end of a test after a training that could not be sent
 KEEP_S = 5.0
@@ -84,8 +82,7 @@ class MLFlowLogger(Logger):
         synchronous: bool | None = None,
         spool_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        if importlib.util.find_spec("mlflow") is None:
-            require("mlflow", "mlflow", "`MLFlowLogger`")
+        require_later("mlflow", "mlflow", "`MLFlowLogger`")
         self._experiment_name = experiment_name
         self._tags = {**(tags or {}), **({"mlflow.runName": run_name} if run_name else {})}
         self._tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
