@@ -109,7 +109,7 @@ class DummyExperiment:
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _nothing
+        return lambda *args, **kwargs: None
 
     def __getitem__(self, index: Any) -> Self:
         return self
@@ -136,10 +136,6 @@ class DummyLogger(DummyExperiment, Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Do nothing."""
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Take anything."""
 
 
 class VersionedLogger(Logger):
