@@ -43,7 +43,7 @@ class ProgressBar(Callback):
     role = "bar"
 
     def __init__(self) -> None:
-        self._trainer: Any = None
+        self._trainer: Trainer | None = None
         self._current_eval_dataloader_idx: int | None = None
         self._is_enabled = True
 
@@ -56,8 +56,7 @@ class ProgressBar(Callback):
         """
         if self._trainer is None:
             raise TypeError(f"`{type(self).__name__}.trainer` is there during a run; none has begun.")
-        trainer: Trainer = self._trainer
-        return trainer
+        return self._trainer
 
     @property
     def is_enabled(self) -> bool:
