@@ -142,8 +142,7 @@ class TensorBoardLogger(VersionedLogger):
         parameter = next(model.parameters(), torch.empty(0))
         modes = {module: module.training for module in model.modules()}
         try:
-            model.eval()
-            with torch.no_grad():
+            with torch.no_grad():  # the writer puts the model into eval mode, and back by a single flag
                 self.experiment.add_graph(model, move_data_to_device(example, parameter.device))
         except Exception as error:  # tracing runs the user's forward; a picture must not stop the training
             rank_zero_warn(f"The graph of `{type(model).__name__}` could not be traced ({error}); it is not logged.")
