@@ -138,7 +138,7 @@ class EventLog(Callback):
 
     def _update(self, trainer: Trainer, batch: int) -> None:
         self._next = time.monotonic() + self.every_s
-        total = trainer.num_training_batches if trainer.training else None
+        total = trainer.num_training_batches if trainer.training else math.inf
         self._status.update(
             call=str(trainer.state.fn),
             stage=str(trainer.state.stage or ""),
@@ -146,7 +146,7 @@ class EventLog(Callback):
             max_epochs=trainer.max_epochs,
             step=trainer.global_step,
             batch=batch,
-            batches=total if total is not None and math.isfinite(total) else None,
+            batches=total if math.isfinite(total) else None,
             metrics=_numbers(trainer.callback_metrics) or self._status.get("metrics", {}),
             updated=time.time(),
         )
