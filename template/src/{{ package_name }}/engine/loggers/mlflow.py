@@ -20,7 +20,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..distributed import log, rank_zero_only, rank_zero_warn
 from ..errors import EngineError
@@ -30,9 +30,6 @@ from ._mlflow_run import FILES, MAX_VALUE, Entry, RemoteRun, clean, text_of, wit
 from ._sender import BackgroundSender
 from ._spool import SUFFIX, Spool, link
 from .logger import Logger, flat, new_checkpoints, plain, rank_zero_experiment, require_later, scalars
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 FLUSH_S, AGAIN_S = 30.0, 5.0  # what an end waits; and the end of a test after a training that could not be sent
 KEEP_S = 5.0
@@ -348,7 +345,7 @@ class MLFlowLogger(Logger):
 class _LateClient:
     """The client, made when first used: the trainer looks at `experiment` before training, which need not wait."""
 
-    def __init__(self, connect: Callable[[], MlflowClient]) -> None:
+    def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
 
     def __getattr__(self, name: str) -> Any:
