@@ -129,10 +129,7 @@ class DummyLogger(DummyExperiment, Logger):
         """The empty string."""
         return ""
 
-    @property
-    def version(self) -> str:
-        """The empty string."""
-        return ""
+    version = name
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Do nothing."""
