@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from engine.callbacks import LearningRateMonitor
-from engine.errors import MisconfigurationException
+from engine.errors import EngineWarning, MisconfigurationException
 from engine.loggers import Logger
 
 from tests.engine.callbacks.scripted import Scripted, rows, trainer
@@ -130,3 +130,15 @@ def test_a_logger_is_needed(tmp_path: Path) -> None:
 def test_an_interval_that_does_not_exist() -> None:
     with pytest.raises(MisconfigurationException, match="'batch'"):
         LearningRateMonitor("batch")  # type: ignore[arg-type]
+
+
+def test_a_logger_that_fails_ends_no_training(tmp_path: Path) -> None:
+    class Fails(Memory):
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            if any(name.startswith("lr-") for name in metrics):
+                raise OSError("nobody there")
+
+    made = trainer(tmp_path, LearningRateMonitor("epoch"), max_epochs=2, logger=Fails())
+    with pytest.warns(EngineWarning, match="nobody there"):
+        made.fit(Scripted(), rows())
+    assert made.current_epoch == 2

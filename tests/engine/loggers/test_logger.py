@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import threading
 from argparse import Namespace
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine import loggers
 from engine.loggers import CSVLogger, DummyLogger, Logger
 from engine.loggers.logger import VersionedLogger, flat, new_checkpoints, plain, scalars
 
@@ -153,3 +155,9 @@ def test_new_checkpoints_come_once_and_again_when_changed(tmp_path: Path) -> Non
     assert new_checkpoints(callback, seen) == []
     seen[str(last)] -= 10
     assert [Path(f.path).name for f in new_checkpoints(callback, seen)] == ["last.ckpt"]
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    stub = ast.parse(Path(loggers.__file__).with_suffix(".pyi").read_text())
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name: node.module for node in imports for alias in node.names} == loggers._MODULES

@@ -182,3 +182,12 @@ def test_a_file_does_not_grow_for_ever(make: Make, monkeypatch: pytest.MonkeyPat
         assert sender.flush(20)
     assert len(got) == 20
     assert (tmp_path / "unsent" / "a.spool.jsonl").stat().st_size < 2500
+
+
+def test_closing_keeps_what_the_thread_has_not_come_to(make: Make) -> None:
+    sender = make(lambda entries: None)
+    sender._started = True  # so that no thread runs
+    sender.put(1)
+    folder = sender.close(0)
+    (file,) = Path(folder).glob("*.spool.jsonl")
+    assert file.read_text().split()[1:] == ["1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..durations import Duration
@@ -45,11 +44,11 @@ class Every:
             return bool(trainer.global_step % self.n == 0)
         if self.unit != "seconds":
             return self._advance(self._multiple(trainer))
-        if trainer.world_size == 1:
-            return self.n == 0 or self._advance(int((time.monotonic() - self._started_at) // self.n))
-        if trainer.total_batches % max(trainer.log_every_n_steps, 1):
-            return False
-        elapsed_s = trainer.strategy.broadcast(time.monotonic() - self._started_at)
+        elapsed_s = time.monotonic() - self._started_at
+        if trainer.world_size > 1:
+            if trainer.total_batches % max(trainer.log_every_n_steps, 1):
+                return False
+            elapsed_s = trainer.strategy.broadcast(elapsed_s)
         return self.n == 0 or self._advance(int(elapsed_s // self.n))
 
     def _multiple(self, trainer: Trainer) -> int:
@@ -78,8 +77,6 @@ def parse_every(value: Any, argument: str, int_unit: str) -> Every | int | None:
         if value < 0:
             raise MisconfigurationException(f"`{argument}={value}`: accepted are whole numbers from 0 (off) on.")
         return value if int_unit == "epochs" else Every(value, int_unit)
-    if isinstance(value, timedelta):
-        return Every(value.total_seconds(), "seconds")
     duration = Duration.parse(value)
     if duration.epochs is not None:
         return int(duration.epochs)

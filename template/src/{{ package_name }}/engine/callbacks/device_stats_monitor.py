@@ -81,24 +81,14 @@ class DeviceStatsMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Log the first batch of every validation."""
-        if trainer.parity:
-            self._log(trainer, "on_validation_batch_end")
+        """Log the first batch of every validation and test; with parity a validation's when loggers are due."""
+        hook = f"on_{'test' if trainer.testing else 'validation'}_batch_end"
+        if trainer.parity and not trainer.testing:
+            self._log(trainer, hook)
         elif not batch_idx and not trainer.sanity_checking:
-            self._write(trainer, "on_validation_batch_end")
+            self._write(trainer, hook)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Log the first batch."""
-        if not batch_idx:
-            self._write(trainer, "on_test_batch_end")
+    on_test_batch_end = on_validation_batch_end
 
     def _log(self, trainer: Trainer, hook: str) -> None:
         if trainer.log_due:

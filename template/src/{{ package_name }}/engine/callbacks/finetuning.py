@@ -206,16 +206,14 @@ def _extend_schedulers(trainer: Trainer, optimizer: Optimizer, known: int) -> No
         for scheduler in [config.scheduler, *getattr(config.scheduler, "_schedulers", [])]:
             owner = getattr(scheduler, "optimizer", None)
             if owner is not None and owner.param_groups is optimizer.param_groups:
-                _extend(scheduler, "base_lrs", [group.get("initial_lr", group["lr"]) for group in added])
-                _extend(scheduler, "lr_lambdas", added)
-                _extend(scheduler, "min_lrs", added)
+                _extend(scheduler, [group.get("initial_lr", group["lr"]) for group in added])
 
 
-def _extend(scheduler: Any, attribute: str, new: list[Any]) -> None:
-    values = getattr(scheduler, attribute, None)
-    if values:
-        numbers = attribute == "base_lrs"
-        setattr(scheduler, attribute, [*values, *(new if numbers else [values[-1]] * len(new))])
+def _extend(scheduler: Any, rates: list[float]) -> None:
+    for attribute in ("base_lrs", "lr_lambdas", "min_lrs"):
+        if values := getattr(scheduler, attribute, None):
+            new = rates if attribute == "base_lrs" else [values[-1]] * len(rates)
+            setattr(scheduler, attribute, [*values, *new])
 
 
 def multiplicative(epoch: int) -> float:

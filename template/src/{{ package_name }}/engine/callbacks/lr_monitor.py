@@ -89,8 +89,7 @@ class LearningRateMonitor(Callback):
         point = {"step": trainer.log_step, "epoch": trainer.current_epoch, "time": time.time(), **values}
         trainer.history_rows.append(point)
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.log_step)
+            trainer.tell_loggers("log_metrics", values, trainer.log_step)
 
     def _values(self, name: str, group: dict[str, Any]) -> dict[str, float]:
         lr = float(group["lr"])
@@ -107,26 +106,19 @@ class LearningRateMonitor(Callback):
 
         An interval of None goes with both: nothing schedules it, so every logged step and every epoch shows it.
         """
+        configs = trainer.lr_scheduler_configs
+        owners: list[tuple[Any, ...]] = [(one.scheduler.optimizer, one.name, one.interval) for one in configs]
+        # Compared by groups, for a scheduler may hold the optimizer inside a wrapper.
+        scheduled = [id(optimizer.param_groups) for optimizer, _, _ in owners]
+        owners += [(other, None, None) for other in trainer.optimizers if id(other.param_groups) not in scheduled]
         unnamed: Counter[str] = Counter()
-        scheduled: list[Optimizer] = []
-        for config in trainer.lr_scheduler_configs:
-            optimizer = config.scheduler.optimizer
-            name = config.name or _numbered(optimizer, unnamed)
-            scheduled.append(optimizer)
+        for optimizer, name, interval in owners:
+            if not name:
+                name = f"lr-{optimizer.__class__.__name__}"  # of what a wrapper stands for
+                unnamed[name] += 1
+                name += f"-{unnamed[name] - 1}" if unnamed[name] > 1 else ""
             for suffix, group in _named_groups(optimizer):
-                yield f"{self.log_key_prefix}{name}{suffix}", group, config.interval
-        for optimizer in trainer.optimizers:
-            # Compared by groups, for a scheduler may hold the optimizer inside a wrapper.
-            if not any(optimizer.param_groups is other.param_groups for other in scheduled):
-                name = _numbered(optimizer, unnamed)
-                for suffix, group in _named_groups(optimizer):
-                    yield f"{self.log_key_prefix}{name}{suffix}", group, None
-
-
-def _numbered(optimizer: Optimizer, unnamed: Counter[str]) -> str:
-    kind = optimizer.__class__.__name__
-    unnamed[kind] += 1
-    return f"lr-{kind}" if unnamed[kind] == 1 else f"lr-{kind}-{unnamed[kind] - 1}"
+                yield f"{self.log_key_prefix}{name}{suffix}", group, interval
 
 
 def _named_groups(optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:

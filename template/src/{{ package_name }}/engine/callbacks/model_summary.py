@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..hooks import Callback
-from ..summary import ModelSummary as Summary
 from ..summary import summarize, table, totals
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class ModelSummary(Callback):
         """Make the summary and print it."""
         if not self._max_depth or not trainer.is_global_zero:
             return
-        summary = self._summary(trainer, pl_module)
+        summary = summarize(pl_module, max_depth=self._max_depth)
         if self._short:
             print(summary.line())
             return
@@ -46,9 +45,6 @@ class ModelSummary(Callback):
             summary.total_flops,
             **self._summarize_kwargs,
         )
-
-    def _summary(self, trainer: Trainer, pl_module: LightningModule) -> Summary:
-        return summarize(pl_module, max_depth=self._max_depth)
 
     @staticmethod
     def summarize(

@@ -39,8 +39,7 @@ class OnExceptionCheckpoint(Checkpoint):
             )
         self.dirpath = dirpath
         self.filename = filename
-        self._failed = False
-        self._trained = False
+        self._trains = False
 
     @property
     def ckpt_path(self) -> str:
@@ -49,12 +48,12 @@ class OnExceptionCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that there is something to save from here on."""
-        self._trained, self._failed = True, False
+        self._trains = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, replacing an older file."""
-        self._failed = True
-        if not (self._trained and self.may_save_at_exception(trainer)):
+        trained, self._trains = self._trains, False
+        if not (trained and self.may_save_at_exception(trainer)):
             return
         try:
             trainer.save_checkpoint(self.ckpt_path)
@@ -63,6 +62,6 @@ class OnExceptionCheckpoint(Checkpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the file when training has succeeded."""
-        if stage == "fit" and self._trained and not self._failed:
+        if stage == "fit" and self._trains:
             trainer.strategy.remove_checkpoint(self.ckpt_path)
-        self._trained = False
+        self._trains = False

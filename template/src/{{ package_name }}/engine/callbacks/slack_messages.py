@@ -185,7 +185,7 @@ def block_kit(message: Message) -> dict[str, Any]:
     room = _SECTION // (len(message.facts) + 2) - 40  # labels are ours, and shorter than 40
     lines = [message.mention, f"`{_escaped(message.bar, 100)}`" if message.bar else ""]
     lines += [f"*{label}*  {_slack_value(value, room)}" for label, value in message.facts]
-    texts = ["\n".join(filter(None, lines)), _fenced(message.table), _fenced(message.traceback, keep_end=True)]
+    texts = ["\n".join(filter(None, lines)), fenced(message.table), fenced(message.traceback, keep_end=True)]
     if message.link and re.fullmatch(r"https?://[^\s<>|]{1,2000}", message.link[1]):
         texts.append(f"<{message.link[1].replace('&', '&amp;')}|{_escaped(message.link[0], 100)}>")
     blocks: list[dict[str, Any]] = [
@@ -210,6 +210,14 @@ def fitted(text: str, limit: int, escapes: Mapping[str, str], *, keep_end: bool 
         kept.append(piece)
     kept += ["…"] if len(kept) < len(clean) else []
     return "".join(reversed(kept) if keep_end else kept)
+
+
+def fenced(
+    text: str, limit: int = _SECTION, escapes: Mapping[str, str] = _SLACK_ESCAPES, *, keep_end: bool = False
+) -> str:
+    """Return `text`, fitted, as a block of code that nothing in it ends; an empty one is nothing."""
+    inside = fitted(text, limit, escapes, keep_end=keep_end).replace("```", "'''")
+    return f"```\n{inside}\n```" if inside.strip() else ""
 
 
 def speaker(language: str) -> Callable[..., str]:
@@ -276,13 +284,8 @@ def _short(name: str) -> str:
     return name if len(name) <= 17 else f"{name[:7]}…{name[-9:]}"  # a phone shows some forty characters in a line
 
 
-def _escaped(text: str, limit: int, *, keep_end: bool = False) -> str:
-    return fitted(text, limit, _SLACK_ESCAPES, keep_end=keep_end).replace("```", "'''")  # would open a block of code
-
-
-def _fenced(text: str, *, keep_end: bool = False) -> str:
-    inside = _escaped(text, _SECTION, keep_end=keep_end)
-    return f"```\n{inside}\n```" if inside.strip() else ""
+def _escaped(text: str, limit: int) -> str:
+    return fitted(text, limit, _SLACK_ESCAPES).replace("```", "'''")  # would open a block of code
 
 
 def _slack_value(value: str | datetime, room: int) -> str:

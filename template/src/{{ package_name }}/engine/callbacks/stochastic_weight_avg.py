@@ -79,7 +79,6 @@ class StochasticWeightAveraging(Callback):
         self._device = device
         self._average: dict[str, Tensor] = {}
         self._restored: dict[str, Tensor] | None = None
-        self._has_started = False
         self._n_averaged = 0
         self._latest_update_epoch = -1
         self._max_epochs = -1
@@ -121,7 +120,7 @@ class StochasticWeightAveraging(Callback):
                 )
             self._swa_epoch_start = int(self._max_epochs * self._swa_epoch_start)
         if self._restored is None:
-            self._has_started, self._average, self._n_averaged, self._latest_update_epoch = False, {}, 0, -1
+            self._average, self._n_averaged, self._latest_update_epoch = {}, 0, -1
             return
         # The scheduler must be there before its state is loaded, which comes next.
         self._begin(trainer, pl_module)
@@ -134,7 +133,7 @@ class StochasticWeightAveraging(Callback):
         epoch = trainer.current_epoch
         if not self.swa_start <= epoch <= self.swa_end:
             return
-        if not self._has_started:
+        if not self._average:
             self._begin(trainer, pl_module)
         if epoch > self._latest_update_epoch:
             self._update(pl_module)
@@ -153,7 +152,6 @@ class StochasticWeightAveraging(Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the average and put SWALR in the scheduler's place."""
-        self._has_started = True
         self._average = {name: p.detach().to(self._device, copy=True) for name, p in pl_module.named_parameters()}
         optimizer = trainer.optimizers[0]
         groups = optimizer.param_groups

@@ -111,7 +111,11 @@ class ThroughputMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
-        self._begin(trainer)
+        self._now, self._points = Point(0.0, 0, 0, 0, 0.0), deque()
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+
+    on_test_start = on_predict_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,17 +125,22 @@ class ThroughputMonitor(Callback):
         if not self._points:
             self._mark(trainer)  # what came before is not counted: compilation, workers that start
         elif trainer.log_due:
-            self.log_dict(self._rates(trainer, "train"), on_step=True, on_epoch=False)
+            self.log_dict(self._rates(trainer), on_step=True, on_epoch=False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put training aside."""
         self._outer = (self._now, self._points, time.perf_counter()) if str(trainer.state.fn) == "fit" else None
-        self._begin(trainer)
+        self.on_train_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the rates of the whole validation to the loggers."""
-        if not trainer.sanity_checking:
-            self._send(trainer, "validate")
+        """Send the rates of the whole validation, test or prediction to the loggers.
+
+        Without `log`: what is logged in an evaluation stands in its table of results.
+        """
+        if not trainer.sanity_checking and self._points and self._now.batches > self._points[0].batches:
+            trainer.tell_loggers("log_metrics", self._rates(trainer), trainer.log_step)
+
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with training, as if no time had gone by."""
@@ -157,27 +166,6 @@ class ThroughputMonitor(Callback):
 
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
-        self._begin(trainer)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the rates of the whole test to the loggers."""
-        self._send(trainer, "test")
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
-        self._begin(trainer)
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send the rates of the whole prediction to the loggers."""
-        self._send(trainer, "predict")
-
-    def _begin(self, trainer: Trainer) -> None:
-        self._now, self._points = Point(0.0, 0, 0, 0, 0.0), deque()
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
-
     def _count(self, pl_module: LightningModule, batch: Any) -> None:
         now = self._now
         items = self.length_fn(batch) if self.length_fn is not None else 0
@@ -193,23 +181,12 @@ class ThroughputMonitor(Callback):
         while len(self._points) > 2 and self._points[1].batches <= self._now.batches - self.window_size:
             self._points.popleft()
 
-    def _send(self, trainer: Trainer, stage: str) -> None:
-        """Write to the loggers without `log`: what is logged in an evaluation stands in its table of results."""
-        if not self._points or self._now.batches == self._points[0].batches:
-            return
-        trainer.tell_loggers("log_metrics", self._rates(trainer, stage), trainer.log_step)
-
-    def _rates(self, trainer: Trainer, stage: str) -> dict[str, float]:
+    def _rates(self, trainer: Trainer) -> dict[str, float]:
         self._mark(trainer)
         first, last = self._points[0], self._points[-1]
         time_s = max(last.time_s - first.time_s, 1e-9)
-        rates = {
-            "batches_per_sec": (last.batches - first.batches) / time_s,
-            "samples_per_sec": (last.samples - first.samples) / time_s,
-            "items_per_sec": (last.items - first.items) / time_s,
-            "flops_per_sec": (last.flops - first.flops) / time_s,
-        }
-        rates = {name: rate for name, rate in rates.items() if rate}
+        done = {name: getattr(last, name) - getattr(first, name) for name in ("batches", "samples", "items", "flops")}
+        rates = {f"{name}_per_sec": number / time_s for name, number in done.items() if number}
         found = {"time": time_s, "batches": float(last.batches), "samples": float(last.samples)}
         found.update({f"device/{name}": rate for name, rate in rates.items()})
         if trainer.world_size > 1:
@@ -218,9 +195,9 @@ class ThroughputMonitor(Callback):
             found["device/mfu"] = rates["flops_per_sec"] / self.available_flops
         if trainer.strategy.root_device.type == "cuda":
             found["device/peak_memory_gib"] = torch.cuda.max_memory_allocated(trainer.strategy.root_device) / 2**30
-        if stage == "train":
+        if trainer.training:
             self._latest = found
-        return {f"{stage}/{name}": value for name, value in found.items()}
+        return {f"{trainer.state.stage}/{name}": value for name, value in found.items()}
 
 
 def peak_flops(device_name: str, half: bool) -> float | None:
@@ -235,10 +212,8 @@ def peak_flops(device_name: str, half: bool) -> float | None:
         989000000000000.0
     """
     words = device_name.lower().replace("-", " ")
-    for name, peaks in PEAK_FLOPS.items():
-        if f" {name} " in f" {words} ":
-            return peaks[0 if half else 1]
-    return None
+    fitting = (peaks[0 if half else 1] for name, peaks in PEAK_FLOPS.items() if f" {name} " in f" {words} ")
+    return next(fitting, None)
 
 
 def abbreviated(rate: float) -> str:

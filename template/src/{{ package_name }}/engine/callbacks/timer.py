@@ -74,37 +74,23 @@ class Timer(Callback):
         """Return the seconds left of `duration`; None without a limit."""
         return None if self._duration_s is None else self._duration_s - self.time_elapsed(stage)
 
-    def _begin(self, stage: str) -> None:
-        self._start[stage] = time.monotonic()
-        self._end.pop(stage, None)
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before the first step when the time of a resumed run is over already."""
         self._check(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of training."""
-        self._begin("train")
+        """Start the clock of the stage."""
+        stage = _stage_of(trainer)
+        self._start[stage] = time.monotonic()
+        self._end.pop(stage, None)
+
+    on_validation_start = on_test_start = on_train_start
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of training."""
-        self._end["train"] = time.monotonic()
+        """Stop the clock of the stage."""
+        self._end[_stage_of(trainer)] = time.monotonic()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of validation."""
-        self._begin("validate")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of validation."""
-        self._end["validate"] = time.monotonic()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of test."""
-        self._begin("test")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of test."""
-        self._end["test"] = time.monotonic()
+    on_validation_end = on_test_end = on_train_end
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -138,3 +124,7 @@ class Timer(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the training time of the run that is continued."""
         self._offset_s = state_dict.get("time_elapsed", {}).get("train", 0.0)
+
+
+def _stage_of(trainer: Trainer) -> str:
+    return "validate" if trainer.sanity_checking else str(trainer.state.stage)

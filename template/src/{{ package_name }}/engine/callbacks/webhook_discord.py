@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from .slack import SlackProgress
-from .slack_messages import Message, fitted
+from .slack_messages import Message, fenced, fitted
 
 _ESCAPES = {character: f"\\{character}" for character in "\\*_~`|<>[]#@"}
 
@@ -29,7 +29,8 @@ class DiscordProgress(SlackProgress):
         """Return a message as one embed, within Discord's limits (256 the title, 4096 the text, 6000 in all)."""
         bar = f"`{message.bar}`" if message.bar else ""
         facts = [f"**{label}**  {_value(value)}" for label, value in message.facts]
-        text = "\n".join(filter(None, (bar, *facts, _fenced(message.table), _fenced(message.traceback))))
+        code = (fenced(part, 1200, {}, keep_end=True) for part in (message.table, message.traceback))
+        text = "\n".join(filter(None, (bar, *facts, *code)))
         embed: dict[str, Any] = {"title": fitted(message.title, 256, {}), "description": text}
         if message.link and re.match(r"https?://\S{1,2000}$", message.link[1]):
             embed["url"] = message.link[1]
@@ -44,8 +45,3 @@ def _value(value: str | datetime) -> str:
     if isinstance(value, datetime):
         return f"<t:{value.timestamp():.0f}:f>"
     return fitted(" ".join(value.split()), 150, _ESCAPES)
-
-
-def _fenced(text: str) -> str:
-    inside = fitted(text, 1200, {}, keep_end=True).replace("```", "'''")
-    return f"```\n{inside}\n```" if inside else ""

@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..lazy import lazily
-
-if TYPE_CHECKING:
-    from .comet import CometLogger
-    from .csv_logs import CSVLogger
-    from .event_log import EventLog
-    from .logger import DummyLogger, Logger
-    from .mlflow import MLFlowLogger
-    from .tensorboard import TensorBoardLogger
-    from .wandb import WandbLogger
-
-__all__ = [
-    "CSVLogger",
-    "CometLogger",
-    "DummyLogger",
-    "EventLog",
-    "Logger",
-    "MLFlowLogger",
-    "TensorBoardLogger",
-    "WandbLogger",
-]
 
 _MODULES = {
     "CSVLogger": "csv_logs",
@@ -36,6 +14,8 @@ _MODULES = {
     "TensorBoardLogger": "tensorboard",
     "WandbLogger": "wandb",
 }
+
+__all__ = list(_MODULES)
 
 
 __getattr__, __dir__ = lazily(__name__, _MODULES)

@@ -26,7 +26,6 @@ def deliver(spool: Spool, uri: str) -> str:
     run = RemoteRun(uri, spool.head, is_live=False)
     killed = ["status", {"status": "KILLED"}, 0, int(spool.path.stat().st_mtime * 1000)]
     last = spool.last()
-    is_kept = True
     try:
         run_id = run.join()
         while not spool.is_sent:
@@ -35,9 +34,10 @@ def deliver(spool: Spool, uri: str) -> str:
             spool.mark_sent(position)
         if not spool.head.get("is_of_files"):
             run.send([Entry(*(last if last[:1] == ["status"] else killed))])
-        is_kept = False
-    finally:
-        spool.close(is_kept)
+    except BaseException:
+        spool.close(keep=True)
+        raise
+    spool.close()
     return run_id
 
 

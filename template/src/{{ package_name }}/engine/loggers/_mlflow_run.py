@@ -14,7 +14,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -203,21 +202,20 @@ class RemoteRun:
     def _find_experiment(self, client: MlflowClient) -> str:
         name = self.head["experiment"]
         found = client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage != "active":
+        if found is None:
+            try:
+                tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page shows what is for chat
+                return str(client.create_experiment(name, self.head["artifact_location"], tags))
+            except Exception:
+                found = client.get_experiment_by_name(name)  # another process was faster
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
             raise EngineError(
                 f"MLflow's experiment {name!r} was deleted there; bring it back: mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}, or choose another name"
             )
-        if found is not None:
-            return str(found.experiment_id)
-        try:
-            tags = {"mlflow.experimentKind": "custom_model_development"}  # else the page shows what is for chat models
-            return str(client.create_experiment(name, self.head["artifact_location"], tags))
-        except Exception:
-            found = client.get_experiment_by_name(name)  # another process was faster
-            if found is None:
-                raise
-            return str(found.experiment_id)
+        return str(found.experiment_id)
 
     def _send_metrics(self, client: MlflowClient, run_id: str, entries: list[Entry]) -> None:
         make = require("mlflow.entities", "mlflow", "`MLFlowLogger`").Metric
@@ -227,8 +225,8 @@ class RemoteRun:
             for key, value in ((clean(key), value) for key, value in entry.values.items())
             if not self.head["resumed"] or entry.step not in self._steps_of(client, run_id, key)
         ]
-        for part in _parts(metrics, MAX_METRICS):
-            client.log_batch(run_id, metrics=part)
+        for start in range(0, len(metrics), MAX_METRICS):
+            client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
     def _steps_of(self, client: MlflowClient, run_id: str, key: str) -> set[int]:
         """Return the steps that had this metric before it was sent from here: a resumed fit repeats the last ones."""
@@ -242,10 +240,10 @@ class RemoteRun:
         if changed:
             log.info("MLflow keeps the first value of a parameter; of run %s changed: %s", run_id, ", ".join(changed))
         make = require("mlflow.entities", "mlflow", "`MLFlowLogger`").Param
-        new = {key: value for key, value in values.items() if key not in self._sent_params}
-        for part in _parts([make(key, value) for key, value in new.items()], MAX_PARAMS):
-            client.log_batch(run_id, params=part)
-        self._sent_params.update(new)
+        new = [make(key, value) for key, value in values.items() if key not in self._sent_params]
+        for start in range(0, len(new), MAX_PARAMS):
+            client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
+        self._sent_params = {**values, **self._sent_params}
 
     def _send_tags(self, client: MlflowClient, run_id: str, entries: list[Entry]) -> None:
         for key, value in (item for entry in entries for item in entry.values.items()):
@@ -343,11 +341,6 @@ def _halves(kind: str, entries: list[Entry]) -> list[list[Entry]]:
         entries = [entries[0]._replace(values={key: value}) for key, value in entries[0].values.items()]
     half = len(entries) // 2
     return [entries[:half], entries[half:]] if half else []
-
-
-def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _close_dead_runs(client: MlflowClient, experiment_id: str) -> None:

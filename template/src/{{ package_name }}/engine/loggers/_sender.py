@@ -71,11 +71,6 @@ class BackgroundSender:
         return self._failures > 0
 
     @property
-    def is_used(self) -> bool:
-        """Whether anything was ever put."""
-        return self._started
-
-    @property
     def is_done(self) -> bool:
         """Whether nothing waits anywhere."""
         return not (self._queue or self._keeping or self._held) and (self._spool is None or self._spool.is_sent)
@@ -95,6 +90,7 @@ class BackgroundSender:
         May be used again.
         """
         self.flush(timeout_s)
+        self._keep()  # a failed attempt may have ended the waiting before the thread put the last entries on disk
         with self._disk:
             self._keep_held()
             if self.is_done and self._spool is not None:
@@ -172,7 +168,7 @@ class BackgroundSender:
 
     def _keep_held(self) -> None:
         """Try again to put on disk what it refused, unless that is being sent just now."""
-        while self._held and self._sending.acquire(blocking=False):
+        while self._held and self._sending.acquire(timeout=0.1):  # an attempt that fails at once is waited for
             try:
                 self._append(self._held[:1000])
                 del self._held[:1000]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed import log
+from .logger import replace_whole
 
 try:
     import fcntl
@@ -110,9 +111,7 @@ class Spool:
         """Note that everything before `position` has arrived; where that cannot be noted, it is sent once more."""
         self._sent = position
         with suppress(OSError):
-            beside = self._note.with_name(self._note.name + ".new")
-            beside.write_text(str(position))
-            beside.replace(self._note)
+            replace_whole(os.fspath(self._note), str(position))
 
     def last(self) -> Any:
         """Return the newest entry; empty when there is none."""

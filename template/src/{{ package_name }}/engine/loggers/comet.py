@@ -6,7 +6,6 @@ Owns: one Comet experiment and what is sent to it. Does not own: the login (COME
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..distributed import rank_zero_only
 from ..errors import EngineError, require
-from .logger import Logger, flat, rank_zero_experiment, scalars
+from .logger import Logger, flat, rank_zero_experiment, require_later, scalars
 
 
 class CometLogger(Logger):
@@ -49,8 +48,7 @@ class CometLogger(Logger):
         prefix: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if importlib.util.find_spec("comet_ml") is None:
-            require("comet_ml", "comet", "`CometLogger`")
+        require_later("comet_ml", "comet", "`CometLogger`")
         self._start: dict[str, Any] = {
             "api_key": api_key,
             "workspace": workspace,

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..distributed import rank_zero_only, rank_zero_warn
-from .logger import HPARAMS_FILE, VersionedLogger, append_whole, plain, scalars
+from .logger import HPARAMS_FILE, VersionedLogger, append_whole, plain, replace_whole, scalars
 
 METRICS_FILE = "metrics.csv"
 FLUSH_EVERY_S = 1.0
@@ -63,8 +63,7 @@ class CSVLogger(VersionedLogger):
         self._flush_every = max(1, flush_logs_every_n_steps)
         self._rows: list[dict[str, float]] = []
         self._count = 0
-        self._columns: list[str] = []
-        self._known: set[str] = set()
+        self._columns: dict[str, None] = {}  # a set in order
         self._flushed_at = 0.0
         self._opened = False
         self._kept: int | None = None
@@ -126,8 +125,8 @@ class CSVLogger(VersionedLogger):
         if not self._opened:
             self.claim()
             self._take_over()
-        new = dict.fromkeys(key for row in rows if not row.keys() <= self._known for key in row)
-        self._add_columns([key for key in new if key not in self._known])
+        new = dict.fromkeys(key for row in rows if not row.keys() <= self._columns.keys() for key in row)
+        self._add_columns([key for key in new if key not in self._columns])
         append_whole(self.metrics_file, _as_csv([[row.get(key, "") for key in self._columns] for row in rows]))
 
     def _take_over(self) -> None:
@@ -139,22 +138,22 @@ class CSVLogger(VersionedLogger):
             if self._kept is not None:
                 whole = "".join(whole.splitlines(keepends=True)[: self._kept + 1])
             if whole != text:
-                _replace(self.metrics_file, whole)
-            self._columns = next(csv.reader(io.StringIO(whole)), [])
+                replace_whole(self.metrics_file, whole)
+            self._columns = dict.fromkeys(next(csv.reader(io.StringIO(whole)), []))
             self._count += max(0, whole.count("\n") - 1)
-        self._known, self._opened = set(self._columns), True
+        self._opened = True
 
     def _add_columns(self, new: list[str]) -> None:
         if not new:
             return
         first = [] if self._columns else [key for key in ("step", "epoch") if key in new]
-        columns = self._columns + first + [key for key in new if key not in first]
+        columns = dict.fromkeys([*self._columns, *first, *new])
         old = ""
         if self._columns:
             with open(self.metrics_file, encoding="utf-8", newline="") as file:
                 old = file.read().partition("\n")[2].replace("\n", "," * len(new) + "\n")
-        _replace(self.metrics_file, _as_csv([columns]) + old)
-        self._columns, self._known = columns, set(columns)
+        replace_whole(self.metrics_file, _as_csv([list(columns)]) + old)
+        self._columns = columns
 
 
 def _as_csv(rows: list[list[Any]]) -> str:
@@ -163,14 +162,8 @@ def _as_csv(rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
-def _replace(path: str, text: str) -> None:
-    with open(path + ".new", "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(path + ".new", path)
-
-
 def write_yaml(path: str, values: dict[str, Any]) -> None:
     """Write plain values as YAML, at once or not at all."""
     import yaml  # here: `import engine` needs nothing but torch
 
-    _replace(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    replace_whole(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..distributed import rank_zero_warn
 from ..hooks import Callback
-from .logger import append_whole
+from .logger import append_whole, replace_whole
 
 if TYPE_CHECKING:
     from ..module import LightningModule
     from ..trainer import Trainer
 
 EVENTS_FILE, STATUS_FILE = "events.jsonl", "status.json"
+# Of a stage, and none of a sanity check.
+_RESULTS = {"train": "epoch_end", "validate": "validation_end", "test": "test_end"}
 
 
 class EventLog(Callback):
@@ -78,13 +80,6 @@ class EventLog(Callback):
         self._event(trainer, "start", module=type(pl_module).__name__, **about)
         self._update(trainer, 0)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Update the status when it is time."""
-        if time.monotonic() >= self._next:
-            self._update(trainer, batch_idx + 1)
-
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -98,23 +93,15 @@ class EventLog(Callback):
         if time.monotonic() >= self._next:
             self._update(trainer, batch_idx + 1)
 
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_train_batch_end = on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the epoch's metrics."""
+        """Write the metrics of an epoch, a validation or a test."""
         metrics = trainer.callback_metrics  # on every rank: a torchmetrics object is computed together
-        self._event(trainer, "epoch_end", metrics=_numbers(metrics) if self._active else {})
+        if event := _RESULTS.get(str(trainer.state.stage)):
+            self._event(trainer, event, metrics=_numbers(metrics) if self._active else {})
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the validation's metrics."""
-        metrics = trainer.callback_metrics
-        if not trainer.sanity_checking:
-            self._event(trainer, "validation_end", metrics=_numbers(metrics) if self._active else {})
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the test's metrics."""
-        metrics = trainer.callback_metrics
-        self._event(trainer, "test_end", metrics=_numbers(metrics) if self._active else {})
+    on_validation_end = on_test_end = on_train_epoch_end
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write that a checkpoint is being saved."""
@@ -151,7 +138,7 @@ class EventLog(Callback):
 
     def _update(self, trainer: Trainer, batch: int) -> None:
         self._next = time.monotonic() + self.every_s
-        total = trainer.num_training_batches if trainer.training else None
+        total = trainer.num_training_batches if trainer.training else math.inf
         self._status.update(
             call=str(trainer.state.fn),
             stage=str(trainer.state.stage or ""),
@@ -159,7 +146,7 @@ class EventLog(Callback):
             max_epochs=trainer.max_epochs,
             step=trainer.global_step,
             batch=batch,
-            batches=total if total is not None and math.isfinite(total) else None,
+            batches=total if math.isfinite(total) else None,
             metrics=_numbers(trainer.callback_metrics) or self._status.get("metrics", {}),
             updated=time.time(),
         )
@@ -174,9 +161,7 @@ class EventLog(Callback):
             rank_zero_warn(f"`EventLog` could not write to {self.directory!r} ({error}). Training goes on without.")
 
     def _write(self, status: dict[str, Any]) -> None:
-        with open(self.status_file + ".new", "w", encoding="utf-8") as file:
-            json.dump(status, file, default=str)
-        os.replace(self.status_file + ".new", self.status_file)
+        replace_whole(self.status_file, json.dumps(status, default=str))
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | str]:

@@ -14,20 +14,20 @@ A logger of your own needs one method; everything else has a default that does n
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from ..distributed import rank_zero_only
-
-if TYPE_CHECKING:
-    from ..hooks import Callback
+from ..errors import require
+from ..hooks import Callback
 
 HPARAMS_FILE = "hparams.yaml"
 
@@ -109,16 +109,16 @@ class DummyExperiment:
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _nothing
+        return lambda *args, **kwargs: None
 
-    def __getitem__(self, index: Any) -> DummyExperiment:
+    def __getitem__(self, index: Any) -> Self:
         return self
 
     def __setitem__(self, index: Any, value: Any) -> None:
         pass
 
 
-class DummyLogger(Logger):
+class DummyLogger(DummyExperiment, Logger):
     """Stands in for the user's logger under `fast_dev_run`: takes every call, writes nothing."""
 
     def __init__(self) -> None:
@@ -129,25 +129,10 @@ class DummyLogger(Logger):
         """The empty string."""
         return ""
 
-    @property
-    def version(self) -> str:
-        """The empty string."""
-        return ""
+    version = name
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Do nothing."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _nothing
-
-    def __getitem__(self, index: Any) -> DummyLogger:
-        return self
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Take anything."""
 
 
 class VersionedLogger(Logger):
@@ -211,11 +196,10 @@ class VersionedLogger(Logger):
         while not self._claimed:
             os.makedirs(self.log_dir, exist_ok=True)
             try:
-                open(os.path.join(self.log_dir, self.CLAIM_FILE), "x").close()
+                open(os.path.join(self.log_dir, self.CLAIM_FILE), "x" if self._picks_version else "a").close()
                 self._claimed = True
             except FileExistsError:
-                self._claimed = not self._picks_version
-                self._version = None if self._picks_version else self._version
+                self._version = None  # the next one
         return self.log_dir
 
 
@@ -236,6 +220,19 @@ def append_whole(path: str | os.PathLike[str], text: str) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+def replace_whole(path: str, text: str) -> None:
+    """Write a file anew, beside and then renamed: who reads it meanwhile finds all of it, the old or the new."""
+    with open(path + ".new", "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+    os.replace(path + ".new", path)
+
+
+def require_later(module: str, extra: str, purpose: str) -> None:
+    """Raise as `require` does where a library is missing, but leave its import, which takes seconds, for later."""
+    if importlib.util.find_spec(module) is None:
+        require(module, extra, purpose)
 
 
 def rank_zero_experiment(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:

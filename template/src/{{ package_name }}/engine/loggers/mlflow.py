@@ -11,7 +11,6 @@ Numbers and files go by ways of their own, so that a curve goes on while gigabyt
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import os
 import shutil
 import sys
@@ -21,20 +20,16 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..distributed import log, rank_zero_only, rank_zero_warn
-from ..errors import EngineError, require
+from ..errors import EngineError
+from ..hooks import Callback
 from ._mlflow_left import deliver_all
 from ._mlflow_run import FILES, MAX_VALUE, Entry, RemoteRun, clean, text_of, without_password
 from ._sender import BackgroundSender
 from ._spool import SUFFIX, Spool, link
-from .logger import Logger, flat, new_checkpoints, plain, rank_zero_experiment, scalars
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
-    from ..hooks import Callback
+from .logger import Logger, flat, new_checkpoints, plain, rank_zero_experiment, require_later, scalars
 
 FLUSH_S, AGAIN_S = 30.0, 5.0  # what an end waits; and the end of a test after a training that could not be sent
 KEEP_S = 5.0
@@ -84,8 +79,7 @@ class MLFlowLogger(Logger):
         synchronous: bool | None = None,
         spool_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        if importlib.util.find_spec("mlflow") is None:
-            require("mlflow", "mlflow", "`MLFlowLogger`")
+        require_later("mlflow", "mlflow", "`MLFlowLogger`")
         self._experiment_name = experiment_name
         self._tags = {**(tags or {}), **({"mlflow.runName": run_name} if run_name else {})}
         self._tracking_uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -223,7 +217,7 @@ class MLFlowLogger(Logger):
         second = link(Path(path), self._spool_dir / "files") if move else None
         if second:
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
-        self._put(Entry("artifact", {"path": os.fspath(second or path), "folder": folder, "is_link": bool(second)}))
+        self._put_file(path, second, folder)
 
     @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: Callback) -> None:
@@ -294,17 +288,14 @@ class MLFlowLogger(Logger):
             return
         monitor = getattr(self._checkpoints, "monitor", None)
         for file in new_checkpoints(self._checkpoints, self._seen):
-            folder = f"model/checkpoints/{os.path.splitext(os.path.basename(file.path))[0]}"
             name = os.path.basename(file.path)
             about = {"filename": name, "monitor": monitor, "score": file.score, "alias": file.alias}
-            second = self._second_name(Path(file.path))
-            values = {
-                "path": str(second or file.path),
-                "folder": folder,
-                "about": plain(about),
-                "is_link": bool(second),
-            }
-            self._put(Entry("artifact", values))
+            folder = f"model/checkpoints/{os.path.splitext(name)[0]}"
+            self._put_file(file.path, self._second_name(Path(file.path)), folder, about=plain(about))
+
+    def _put_file(self, path: str | os.PathLike[str], second: Path | None, folder: str, **more: Any) -> None:
+        values = {"path": os.fspath(second or path), "folder": folder, "is_link": bool(second), **more}
+        self._put(Entry("artifact", values))
 
     def _second_name(self, path: Path) -> Path | None:
         """Keep a checkpoint until it is sent, though a better one replaces it; two, lest a disk fills up meanwhile."""
@@ -354,7 +345,7 @@ class MLFlowLogger(Logger):
 class _LateClient:
     """The client, made when first used: the trainer looks at `experiment` before training, which need not wait."""
 
-    def __init__(self, connect: Callable[[], MlflowClient]) -> None:
+    def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
 
     def __getattr__(self, name: str) -> Any:

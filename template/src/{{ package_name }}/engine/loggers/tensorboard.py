@@ -5,7 +5,6 @@ Owns: one event writer in the run's directory. Does not own: the file format (`t
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from ..distributed import rank_zero_only, rank_zero_warn
 from ..errors import require
 from ..transfer import move_data_to_device
 from .csv_logs import write_yaml
-from .logger import HPARAMS_FILE, VersionedLogger, flat, plain, rank_zero_experiment, scalars
+from .logger import HPARAMS_FILE, VersionedLogger, flat, plain, rank_zero_experiment, require_later, scalars
 
 
 class TensorBoardLogger(VersionedLogger):
@@ -52,8 +51,7 @@ class TensorBoardLogger(VersionedLogger):
         sub_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
-            require("tensorboard", "tensorboard", "`TensorBoardLogger`")
+        require_later("tensorboard", "tensorboard", "`TensorBoardLogger`")
         super().__init__(save_dir, name, version, prefix)
         self._log_graph = log_graph
         self._default_hp_metric = default_hp_metric
@@ -144,8 +142,7 @@ class TensorBoardLogger(VersionedLogger):
         parameter = next(model.parameters(), torch.empty(0))
         modes = {module: module.training for module in model.modules()}
         try:
-            model.eval()
-            with torch.no_grad():
+            with torch.no_grad():  # the writer puts the model into eval mode, and back by a single flag
                 self.experiment.add_graph(model, move_data_to_device(example, parameter.device))
         except Exception as error:  # tracing runs the user's forward; a picture must not stop the training
             rank_zero_warn(f"The graph of `{type(model).__name__}` could not be traced ({error}); it is not logged.")

@@ -6,20 +6,17 @@ own process).
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from ..distributed import rank_zero_only
 from ..errors import MisconfigurationException, require
-from .logger import Logger, new_checkpoints, plain, rank_zero_experiment, scalars
-
-if TYPE_CHECKING:
-    from ..hooks import Callback
+from ..hooks import Callback
+from .logger import Logger, new_checkpoints, plain, rank_zero_experiment, require_later, scalars
 
 STEP = "trainer/global_step"
 
@@ -69,8 +66,7 @@ class WandbLogger(Logger):
         add_file_policy: Literal["mutable", "immutable"] = "mutable",
         **kwargs: Any,
     ) -> None:
-        if importlib.util.find_spec("wandb") is None:
-            _wandb()
+        require_later("wandb", "wandb", "`WandbLogger`")
         if offline and log_model:
             raise MisconfigurationException(
                 f"`WandbLogger(offline=True, log_model={log_model!r})`: an offline run cannot upload checkpoints. "
@@ -156,20 +152,10 @@ class WandbLogger(Logger):
         dataframe: Any = None,
         step: int | None = None,
     ) -> None:
-        """Send a table, given by `columns` and `data` or as a data frame."""
+        """Send a table of anything, texts too, given by `columns` and `data` or as a data frame."""
         self._log({key: _wandb().Table(columns=columns, data=data, dataframe=dataframe)}, step)
 
-    @rank_zero_only
-    def log_text(
-        self,
-        key: str,
-        columns: list[str] | None = None,
-        data: list[list[str]] | None = None,
-        dataframe: Any = None,
-        step: int | None = None,
-    ) -> None:
-        """Send texts as a table."""
-        self.log_table(key, columns, data, dataframe, step)
+    log_text = log_table
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:

@@ -26,13 +26,12 @@ class PlainProgressBar(LineProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._run_began = 0.0
-        self._printed = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin; nothing is printed before a minute or the first epoch has gone."""
         super().setup(trainer, pl_module, stage)
         self._shown = True
-        self._run_began = self._printed = time.monotonic()
+        self._run_began = time.monotonic()
         self._due = self._run_began + SHORTEST_S if self.is_enabled else math.inf
         self._epoch = -1
 

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 INTERVAL_S, LONGEST_PAUSE_S = 0.1, 1.0
 MOST_OF_TIME = 0.05  # drawing may take this part of the time, on slow terminals
+# Stage -> what its description and its numbers of batches are called.
+_EVALUATIONS = {
+    "sanity_check": ("sanity_check", "val"),
+    "validate": ("validation", "val"),
+    "test": ("test", "test"),
+    "predict": ("predict", "predict"),
+}
 
 
 class ProgressBar(Callback):
@@ -36,7 +43,7 @@ class ProgressBar(Callback):
     role = "bar"
 
     def __init__(self) -> None:
-        self._trainer: Any = None
+        self._trainer: Trainer | None = None
         self._current_eval_dataloader_idx: int | None = None
         self._is_enabled = True
 
@@ -49,8 +56,7 @@ class ProgressBar(Callback):
         """
         if self._trainer is None:
             raise TypeError(f"`{type(self).__name__}.trainer` is there during a run; none has begun.")
-        trainer: Trainer = self._trainer
-        return trainer
+        return self._trainer
 
     @property
     def is_enabled(self) -> bool:
@@ -243,6 +249,7 @@ class LineProgressBar(ProgressBar):
 
     def _keep(self) -> None:
         """Leave the line standing, and go to the next."""
+        self._close()
 
     def _close(self) -> None:
         """End the drawing; the last line stays."""
@@ -258,11 +265,6 @@ class LineProgressBar(ProgressBar):
         super().setup(trainer, pl_module, stage)
         self._shown, self._outer = False, None
         self._due = 0.0 if self.is_enabled else math.inf
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the sanity check."""
-        self.reset_dataloader_idx_tracker()
-        self._begin(self.sanity_check_description, math.inf)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the line over from the sanity check."""
@@ -282,7 +284,7 @@ class LineProgressBar(ProgressBar):
     ) -> None:
         """Draw when it is time."""
         if time.monotonic() >= self._due:
-            self._advance(batch_idx + 1)
+            self._advance(batch_idx + 1, self.total_train_batches)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the batches that came since the last drawing; metrics are not final yet, so nothing is read."""
@@ -298,9 +300,11 @@ class LineProgressBar(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the line over from training, or begin."""
         self.reset_dataloader_idx_tracker()
-        if not trainer.sanity_checking:
-            self._outer = (self._phase, time.monotonic()) if str(trainer.state.fn) == "fit" else None
-            self._begin(self.validation_description, math.inf)
+        is_inside = trainer.validating and str(trainer.state.fn) == "fit"
+        self._outer = (self._phase, time.monotonic()) if is_inside else None
+        self._begin(getattr(self, f"{self._names[0]}_description"), math.inf)
+
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_batch_end(
         self,
@@ -313,7 +317,9 @@ class LineProgressBar(ProgressBar):
     ) -> None:
         """Draw when it is time."""
         if time.monotonic() >= self._due:
-            self._advance_evaluation("val", batch_idx + 1, dataloader_idx)
+            self._advance_evaluation(batch_idx + 1, dataloader_idx)
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the line back to training, or end."""
@@ -321,51 +327,9 @@ class LineProgressBar(ProgressBar):
             (description, total, done, begun), since = self._outer
             self._phase, self._outer = (description, total, done, begun + time.monotonic() - since), None
         elif not trainer.sanity_checking:
-            self._end_evaluation(sum(trainer.num_val_batches))
+            self._end_evaluation(sum(getattr(trainer, f"num_{self._names[1]}_batches")))
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self.reset_dataloader_idx_tracker()
-        self._begin(self.test_description, math.inf)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw when it is time."""
-        if time.monotonic() >= self._due:
-            self._advance_evaluation("test", batch_idx + 1, dataloader_idx)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last line and end."""
-        self._end_evaluation(sum(trainer.num_test_batches))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin."""
-        self.reset_dataloader_idx_tracker()
-        self._begin(self.predict_description, math.inf)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw when it is time."""
-        if time.monotonic() >= self._due:
-            self._advance_evaluation("predict", batch_idx + 1, dataloader_idx)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last line and end."""
-        self._end_evaluation(sum(trainer.num_predict_batches))
+    on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the terminal back before the traceback is printed."""
@@ -380,19 +344,20 @@ class LineProgressBar(ProgressBar):
     def _begin(self, description: str, total: float) -> None:
         self._phase = (description, total, 0, time.monotonic())
 
-    def _advance(self, done: int) -> None:
-        description, total, _, begun = self._phase
+    @property
+    def _names(self) -> tuple[str, str]:
+        return _EVALUATIONS[str(self.trainer.state.stage)]
+
+    def _advance(self, done: int, total: float) -> None:
+        description, _, _, begun = self._phase
         self._phase = (description, total, done, begun)
         self._show()
 
-    def _advance_evaluation(self, stage: str, done: int, dataloader_idx: int) -> None:
+    def _advance_evaluation(self, done: int, dataloader_idx: int) -> None:
         if self.has_dataloader_changed(dataloader_idx) and dataloader_idx:
             name = self._phase[0].split(" · ")[0]
             self._begin(f"{name} · loader {dataloader_idx}", math.inf)
-        description, _, _, begun = self._phase
-        total: float = getattr(self, f"total_{stage}_batches_current_dataloader")
-        self._phase = (description, total, done, begun)
-        self._show()
+        self._advance(done, getattr(self, f"total_{self._names[1]}_batches_current_dataloader"))
 
     def _end_evaluation(self, total: float) -> None:
         description, _, done, begun = self._phase

@@ -132,9 +132,6 @@ class RichProgressBar(LineProgressBar):
         self._progress = make(*self.configure_columns(self.trainer), console=console, auto_refresh=False, expand=True)
         self._task = self._progress.add_task("", count="", times="", pace="", values="")
 
-    def _keep(self) -> None:
-        self._close()
-
     def _close(self) -> None:
         if self._progress is not None:
             with contextlib.suppress(ValueError):  # the stream was closed already, at the end of the process

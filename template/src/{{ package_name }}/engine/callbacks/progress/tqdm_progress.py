@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from ...errors import require
@@ -112,15 +112,11 @@ class TQDMProgressBar(LineProgressBar):
         bar.refresh()
 
     def _open(self) -> None:
-        make = {"fit": "train", "validate": "validation", "test": "test", "predict": "predict"}[
-            str(self.trainer.state.fn)
-        ]
-        self._bar = getattr(self, f"init_{make}_tqdm")()
+        fn = str(self.trainer.state.fn)
+        kind = {"fit": "train", "validate": "validation"}.get(fn, fn)
+        self._bar = getattr(self, f"init_{kind}_tqdm")()
         if sys.stdout.isatty():
             self._lines = [_LinesAbove(self._bar, name) for name in ("stdout", "stderr")]
-
-    def _keep(self) -> None:
-        self._close()
 
     def _close(self) -> None:
         for lines in self._lines:
@@ -131,7 +127,7 @@ class TQDMProgressBar(LineProgressBar):
             self._bar = None
 
 
-class _LinesAbove(io.TextIOBase):
+class _LinesAbove:
     """Stands in for `sys.stdout` or `sys.stderr` while a bar is on the terminal; writes whole lines above the bar."""
 
     def __init__(self, bar: Any, name: str) -> None:
@@ -147,14 +143,11 @@ class _LinesAbove(io.TextIOBase):
             self._bar.refresh()
         return len(text)
 
-    def flush(self) -> None:
-        self._stream.flush()
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
 
-    def isatty(self) -> bool:
-        return bool(self._stream.isatty())
-
-    def fileno(self) -> int:
-        return int(self._stream.fileno())
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)  # as the stream has it: flush, isatty, encoding, ...
 
     def end(self) -> None:
         if self._rest:
