@@ -129,8 +129,12 @@ class HookTable:
         return self._timed(function, self.module, name)
 
     def _functions(self, name: str) -> tuple[HookFunction, ...]:
-        late = [callback for callback in self.callbacks if name == "on_train_epoch_end" and callback.runs_last]
-        functions = self._of_callbacks(name, [callback for callback in self.callbacks if callback not in late])
+        is_late = [name == "on_train_epoch_end" and callback.runs_last for callback in self.callbacks]
+        early, late = (
+            [callback for callback, waits in zip(self.callbacks, is_late, strict=True) if waits is last]
+            for last in (False, True)
+        )
+        functions = self._of_callbacks(name, early)
         if self.module_overrides(name):
             functions.append(self._timed(getattr(self.module, name), self.module, name))
         return (*functions, *self._of_callbacks(name, late))

@@ -172,9 +172,9 @@ def _split(returned: Any) -> tuple[list[Any], list[tuple[Any, str | None]], list
     for item in returned:
         _refuse_unknown(item)
         schedulers = item.get("lr_scheduler")
-        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-        watched += [(scheduler, item.get("monitor")) for scheduler in schedulers if scheduler is not None]
-    frequencies = [int(item["frequency"]) for item in returned if item.get("frequency")]
+        schedulers = [] if schedulers is None else schedulers if isinstance(schedulers, list) else [schedulers]
+        watched += [(scheduler, item.get("monitor") or None) for scheduler in schedulers]
+    frequencies = [int(item["frequency"]) for item in returned if len(returned) > 1 and item.get("frequency")]
     return [item["optimizer"] for item in returned], watched, frequencies if len(frequencies) == len(returned) else []
 
 

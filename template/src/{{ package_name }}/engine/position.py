@@ -148,8 +148,13 @@ def set_own_states(loaders: list[Any], state: dict[str, Any]) -> None:
     for loader, live in zip(loaders, state.get("workers_live", ()), strict=False):
         if live:
             _start_workers(loader)
-    for generator, own in zip(_generators_of(_owners(loaders)), state["own"], strict=False):
+    for generator, own in zip(own_generators(loaders), state["own"], strict=False):
         set_generator_state(generator, own)
+
+
+def own_generators(loaders: list[Any]) -> list[Any]:
+    """Return the generators that loaders, samplers and data sets have, in the same order every time."""
+    return _generators_of(_owners(loaders))
 
 
 def _keeps_workers(loader: Any) -> bool:

@@ -133,7 +133,9 @@ class _TruePrecision(Precision):
         finally:
             torch.set_default_dtype(before)
 
-    init_context = forward_context
+    def init_context(self) -> AbstractContextManager[None]:
+        """Make this dtype torch's default, for weights that are made."""
+        return self.forward_context()
 
 
 class HalfPrecision(_TruePrecision):

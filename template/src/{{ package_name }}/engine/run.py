@@ -30,14 +30,19 @@ from .strategies.base import Strategy
 from .transfer import move_data_to_device
 
 
+def plain_backward(loss: Any, *args: Any, **kwargs: Any) -> None:
+    """Let the loss go backward in its own way, with nothing around it."""
+    loss.backward(*args, **kwargs)
+
+
 @dataclass(slots=True)
 class Loaders:
-    """Evaluation loaders of one stage.
+    """Loaders of one stage.
 
     Attributes:
         nest: As the user gave them: one loader, or a list or dict of several.
         loaders: Flattened.
-        limits: Batches to take of each; `inf` until they end.
+        limits: Batches to take of each, `inf` until they end; for training one number, for all of them together.
     """
 
     nest: Any
@@ -72,7 +77,7 @@ class Run:
     feed: Feed = None  # type: ignore[assignment]
     step: Callable[..., Any] = None  # type: ignore[assignment]  # one of the functions of `step`
     training_step: Callable[[Any, int], Any] = None  # type: ignore[assignment]
-    backward: HookFunction = Tensor.backward
+    backward: HookFunction = plain_backward
     zero_grad: Callable[[int], None] | None = None
     before_step: Callable[[Optimizer], None] | None = None
     uses_closure: bool = False

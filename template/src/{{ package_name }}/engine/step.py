@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from .errors import MisconfigurationException
 from .optimizer import needs_closure, wrap
-from .run import Run, step_arguments
+from .run import Run, plain_backward, step_arguments
 
 Outputs = Any
 
@@ -274,7 +274,7 @@ def _backward(run: Run) -> Callable[..., Any]:
     prepare = run.strategy.before_backward if not run.module.automatic_optimization else None
     acts = overridden or scaler is not None or run.hooks.profiler is not None
     if before is None and after is None and not acts and (prepare is None or not run.strategy.is_distributed):
-        return Tensor.backward
+        return plain_backward
     compute = run.hooks.method("backward")
 
     def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -366,6 +366,7 @@ class Trainer(OldCalls, TrainerServices):
 
     def predict_iter(self, model: Any = None, dataloaders: Any = None, datamodule: Any = None) -> Iterator[Any]:
         """Yield predictions batch by batch, keeping none; arguments are those of `predict`."""
+        model = self.lightning_module if model is None else model  # with the weights that it has
         module = self._begin(TrainerFn.PREDICTING, model, None, datamodule, predict=dataloaders)
         with contextlib.suppress(_TunerExitException), self._session(TrainerFn.PREDICTING, module, None) as run:
             for _, output in predictions(run):

@@ -6,6 +6,7 @@ Owns: small services between the settings (`trainer`) and the run. Does not own:
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ class TrainerServices(TrainerView):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lives in one process: a run, loaders that were made for it."""
-        return {**vars(self), "run": None, "loaders": {}, "current_loaders": None}
+        counts = {stage: replace(found, nest=None, loaders=[]) for stage, found in self.loaders.items()}
+        train = {"train": counts["train"]} if "train" in counts else {}
+        return {**vars(self), "run": None, "loaders": train, "current_loaders": None}
 
     def manual_backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """See `LightningModule.manual_backward`."""
@@ -109,11 +112,11 @@ class TrainerServices(TrainerView):
         if failure or told:
             raise failure or told
 
-    def tell_loggers(self, method: str, *args: Any) -> None:
+    def tell_loggers(self, method: str, *args: Any, **options: Any) -> None:
         """Call a method of every logger; one that fails is reported, and ends neither training nor the others' turn."""
         for logger in self.loggers:
             try:
-                getattr(logger, method)(*args)
+                getattr(logger, method)(*args, **options)
             except Exception as error:
                 report_failure(logger, method, error)
 

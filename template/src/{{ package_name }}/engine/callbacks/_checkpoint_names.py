@@ -69,8 +69,8 @@ def folder_for(trainer: Trainer) -> str:
     return absolute(os.path.join(*parts, "checkpoints"))
 
 
-def values(trainer: Trainer) -> dict[str, Any]:
-    """Return the metrics that a name may hold, on the host (sync)."""
+def metrics_of(trainer: Trainer) -> dict[str, Any]:
+    """Return the metrics that a name may hold, on the host (sync; a collective where a metric is computed by all)."""
     metrics: dict[str, Any] = {
         name: value.detach().cpu() if isinstance(value, Tensor) else value
         for name, value in trainer.callback_metrics.items()

@@ -5,9 +5,8 @@ It runs steps of the loop, so it lives above the trainer, in `tuner`; callbacks 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ..lazy import lazily
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tuner.batch_size_scaling import BatchSizeFinder
@@ -15,4 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchSizeFinder"]
 
 
-__getattr__, __dir__ = lazily(f"{__package__.rpartition('.')[0]}.tuner", {"BatchSizeFinder": "batch_size_scaling"})
+def __getattr__(name: str) -> Any:
+    if name == "BatchSizeFinder":
+        return getattr(importlib.import_module("..tuner.batch_size_scaling", __package__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

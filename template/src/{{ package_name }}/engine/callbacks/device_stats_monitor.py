@@ -97,7 +97,7 @@ class DeviceStatsMonitor(Callback):
     def _write(self, trainer: Trainer, hook: str) -> None:
         stats = {f"{type(self).__qualname__}.{hook}/{name}": value for name, value in self._stats(trainer).items()}
         if stats:
-            trainer.tell_loggers("log_metrics", stats, trainer.log_step)
+            trainer.tell_loggers("log_metrics", stats, step=trainer.log_step)
 
     def _stats(self, trainer: Trainer) -> dict[str, float]:
         device = trainer.strategy.root_device

@@ -5,9 +5,8 @@ It runs steps of the loop, so it lives above the trainer, in `tuner`; callbacks 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ..lazy import lazily
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tuner.lr_finder import LearningRateFinder
@@ -15,4 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["LearningRateFinder"]
 
 
-__getattr__, __dir__ = lazily(f"{__package__.rpartition('.')[0]}.tuner", {"LearningRateFinder": "lr_finder"})
+def __getattr__(name: str) -> Any:
+    if name == "LearningRateFinder":
+        return getattr(importlib.import_module("..tuner.lr_finder", __package__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -89,7 +89,7 @@ class LearningRateMonitor(Callback):
         point = {"step": trainer.log_step, "epoch": trainer.current_epoch, "time": time.time(), **values}
         trainer.history_rows.append(point)
         if trainer.is_global_zero:
-            trainer.tell_loggers("log_metrics", values, trainer.log_step)
+            trainer.tell_loggers("log_metrics", values, step=trainer.log_step)
 
     def _values(self, name: str, group: dict[str, Any]) -> dict[str, float]:
         lr = float(group["lr"])

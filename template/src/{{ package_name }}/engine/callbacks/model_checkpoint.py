@@ -213,7 +213,7 @@ class ModelCheckpoint(Checkpoint):
         self._started = False
         try:
             if own_file:
-                metrics = self._agree(trainer, lambda: names.values(trainer))
+                metrics = self._metrics(trainer)
                 self._write(trainer, self._agree(trainer, lambda: self._free_path(metrics, always_count=True)))
             if is_whole:
                 self._save(trainer, best=False, last=True, at_trigger=True)
@@ -253,7 +253,7 @@ class ModelCheckpoint(Checkpoint):
             log.error("%s Training goes on, and the next trigger tries again.", error)
 
     def _save_now(self, trainer: Trainer, best: bool, last: bool, after_validation: bool, at_trigger: bool) -> None:
-        metrics = self._agree(trainer, lambda: names.values(trainer))
+        metrics = self._metrics(trainer)
         previous = self.last_model_path
         if last:  # Before any file is written, for its state must know the name.
             last_name = self.CHECKPOINT_NAME_LAST
@@ -411,6 +411,10 @@ class ModelCheckpoint(Checkpoint):
         while (self._enable_version_counter or always_count) and os.path.lexists(path) and path != replacing:
             path, version = self.format_checkpoint_name(metrics, template, version), version + 1
         return path
+
+    def _metrics(self, trainer: Trainer) -> dict[str, Any]:
+        found = names.metrics_of(trainer)
+        return self._agree(trainer, lambda: found)
 
     def _agree(self, trainer: Trainer, decide: Callable[[], T]) -> T:
         """Return what rank 0 decides, on every rank."""

@@ -130,7 +130,7 @@ class ThroughputMonitor(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put training aside."""
         self._outer = (self._now, self._points, time.perf_counter()) if str(trainer.state.fn) == "fit" else None
-        self.on_train_start(trainer, pl_module)
+        ThroughputMonitor.on_train_start(self, trainer, pl_module)  # not a subclass's
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send the rates of the whole validation, test or prediction to the loggers.
@@ -138,7 +138,7 @@ class ThroughputMonitor(Callback):
         Without `log`: what is logged in an evaluation stands in its table of results.
         """
         if not trainer.sanity_checking and self._points and self._now.batches > self._points[0].batches:
-            trainer.tell_loggers("log_metrics", self._rates(trainer), trainer.log_step)
+            trainer.tell_loggers("log_metrics", self._rates(trainer), step=trainer.log_step)
 
     on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
 

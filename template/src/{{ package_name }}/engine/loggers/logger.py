@@ -196,10 +196,11 @@ class VersionedLogger(Logger):
         while not self._claimed:
             os.makedirs(self.log_dir, exist_ok=True)
             try:
-                open(os.path.join(self.log_dir, self.CLAIM_FILE), "x" if self._picks_version else "a").close()
+                open(os.path.join(self.log_dir, self.CLAIM_FILE), "x").close()
                 self._claimed = True
             except FileExistsError:
-                self._version = None  # the next one
+                self._claimed = not self._picks_version
+                self._version = None if self._picks_version else self._version  # the next one
         return self.log_dir
 
 

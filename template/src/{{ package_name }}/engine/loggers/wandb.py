@@ -155,7 +155,9 @@ class WandbLogger(Logger):
         """Send a table of anything, texts too, given by `columns` and `data` or as a data frame."""
         self._log({key: _wandb().Table(columns=columns, data=data, dataframe=dataframe)}, step)
 
-    log_text = log_table
+    def log_text(self, *args: Any, **kwargs: Any) -> None:
+        """Send a table of texts; the arguments are those of `log_table`."""
+        self.log_table(*args, **kwargs)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:

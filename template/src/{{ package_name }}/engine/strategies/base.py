@@ -51,8 +51,8 @@ class Strategy:
     module: Any = None
     wrapped: Any = None
 
-    def __init__(self, device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
-        self.root_device = torch.device(device)
+    def __init__(self, root_device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
+        self.root_device = torch.device(root_device)
         self.checkpoint_io = checkpoint_io if checkpoint_io is not None else TorchCheckpointIO()
 
     @property

@@ -27,10 +27,11 @@ from ..hooks import Callback
 from ..loggers import DummyLogger
 from ..metrics import CurrentMetrics
 from ..module import LightningModule
-from ..position import generators, set_generators
+from ..position import own_generators
 from ..progress import FitProgress
 from ..results import Results
 from ..run import Run
+from ..seed import generator_state, rng_state, set_generator_state, set_rng_state
 
 _INTERNAL = frozenset(vars(nn.Module())) | {"_trainer", "_results"}
 
@@ -43,6 +44,7 @@ class Finder(Callback):
     early_exit = False
 
     def __init__(self, mode: str) -> None:
+        super().__init__()
         self._mode = mode.lower()
         if self._mode not in self.SUPPORTED_MODES:
             accepted = " and ".join(map(repr, self.SUPPORTED_MODES))
@@ -76,7 +78,8 @@ def unchanged(run: Run) -> Iterator[None]:
     optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in run.optimizers]
     precision = copy.deepcopy(run.precision.state_dict())
     loaders = [loader for nest in trainer.given_loaders.values() for loader in flattened(nest)]
-    random = generators(loaders)
+    random = [(generator, generator_state(generator)) for generator in own_generators(loaders)]
+    random_of_all = rng_state()
     try:
         with restored(trainer):
             yield
@@ -97,13 +100,15 @@ def unchanged(run: Run) -> Iterator[None]:
             run.precision.load_state_dict(precision)
         run.state.stage, run.hooks.results = stage, results
         module._share("_results", results)
-        set_generators(loaders, random)
+        for generator, state in random:
+            set_generator_state(generator, state)
+        set_rng_state(random_of_all)
 
 
 @contextmanager
 def restored(trainer: Any) -> Iterator[None]:
     """Give the trainer the attributes back that it had."""
-    kept = dict(vars(trainer))
+    kept = {**vars(trainer), "loaders": dict(trainer.loaders)}
     try:
         yield
     finally:
@@ -132,8 +137,8 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
         resumed=False, seen_batches={}, plateau_steps={},
     )  # fmt: skip
     changed = {
-        "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [], "loaders": {},
-        "callbacks": list(callbacks), "loggers": [DummyLogger() for _ in trainer.loggers],
+        "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [],
+        "loaders": dict(trainer.loaders), "callbacks": list(callbacks), "loggers": [DummyLogger() for _ in trainer.loggers],
         "should_stop": False, "max_epochs": -1, "min_epochs": None, "min_steps": None, "limit_val_batches": 0,
         "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 0,
         "val_check_interval": 1.0, "val_check_seconds": None, "check_val_every_n_epoch": 1, **settings,

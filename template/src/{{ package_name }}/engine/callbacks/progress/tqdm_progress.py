@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from ...errors import require
@@ -127,7 +127,7 @@ class TQDMProgressBar(LineProgressBar):
             self._bar = None
 
 
-class _LinesAbove:
+class _LinesAbove(io.TextIOBase):
     """Stands in for `sys.stdout` or `sys.stderr` while a bar is on the terminal; writes whole lines above the bar."""
 
     def __init__(self, bar: Any, name: str) -> None:
@@ -143,11 +143,18 @@ class _LinesAbove:
             self._bar.refresh()
         return len(text)
 
-    def writelines(self, lines: Iterable[str]) -> None:
-        self.write("".join(lines))
+    def flush(self) -> None:
+        self._stream.flush()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)  # as the stream has it: flush, isatty, encoding, ...
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return str(self._stream.encoding)
 
     def end(self) -> None:
         if self._rest:
