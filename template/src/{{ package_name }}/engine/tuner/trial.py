@@ -138,7 +138,8 @@ def beside(run: Run, *callbacks: Callback, **settings: Any) -> Iterator[Run]:
     )  # fmt: skip
     changed = {
         "run": trial, "progress": progress, "metrics": CurrentMetrics(), "history_rows": [],
-        "loaders": dict(trainer.loaders), "callbacks": list(callbacks), "loggers": [DummyLogger() for _ in trainer.loggers],
+        "loaders": dict(trainer.loaders), "callbacks": list(callbacks),
+        "loggers": [DummyLogger() for _ in trainer.loggers],
         "should_stop": False, "max_epochs": -1, "min_epochs": None, "min_steps": None, "limit_val_batches": 0,
         "num_sanity_val_steps": 0, "reload_dataloaders_every_n_epochs": 0,
         "val_check_interval": 1.0, "val_check_seconds": None, "check_val_every_n_epoch": 1, **settings,
