@@ -116,7 +116,8 @@ class SaveEverywhere(Callback):
         self._save(trainer, "epoch")
 
 
-JOBS = """plain workers two_loaders manual plateau stream accumulation_changes early_stopping max_steps double estimated"""
+JOBS = """plain workers two_loaders manual plateau stream accumulation_changes early_stopping max_steps double
+estimated"""
 
 
 def loaders(job: str) -> Any:
