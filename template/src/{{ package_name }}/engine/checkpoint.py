@@ -342,7 +342,7 @@ def _newest(trainer: Any, resumable: bool) -> str | None:
     last = {str(path) for path in (*known, *(path for find in finders for path in find(trainer))) if path}
     found = newest_intact(last, resumable)
     if found is None:  # the best ones beside it may be whole
-        folders = {Path(path).parent for path in last if Path(path).exists()}
+        folders = {Path(path).parent for path in last if os.path.lexists(path)}
         found = newest_intact({file for folder in folders for file in folder.glob("*.ckpt")} - set(map(Path, last)))
     if found is None:
         rank_zero_warn('`ckpt_path="last"`: no checkpoint was found, so this is a fresh start.')
