@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from engine import Callback, Trainer
-from engine.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint
+from engine.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint, StochasticWeightAveraging
 from engine.callbacks._checkpoint_names import link
 from engine.checkpoint_file import AsyncCheckpointIO, newest_intact, read
 from engine.errors import CheckpointError, EngineWarning
@@ -58,6 +58,30 @@ def test_without_any_whole_file_training_starts_anew_and_says_so(tmp_path: Path)
     with pytest.warns(EngineWarning, match="no checkpoint was found"):
         fitted.fit(BoringModel(), loader(), ckpt_path="last")
     assert fitted.global_step == 3
+
+
+def test_a_last_that_is_a_link_to_nothing_gives_way_to_the_files_beside_it(tmp_path: Path) -> None:
+    trainer(tmp_path, saver(tmp_path), max_epochs=1).fit(BoringModel(), loader())
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "last.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    fitted = trainer(tmp_path, saver(tmp_path))
+    fitted.fit(BoringModel(), loader(), ckpt_path="last")
+    assert fitted.ckpt_path == str(tmp_path / "epoch=0-step=3.ckpt")
+
+
+def test_a_run_killed_when_all_was_trained_keeps_the_weights_that_were_not_averaged(tmp_path: Path) -> None:
+    def fit(epochs: int) -> BoringModel:
+        model = BoringModel()
+        averaging = StochasticWeightAveraging(0.05, swa_epoch_start=1)
+        trainer(tmp_path, averaging, saver(tmp_path), max_epochs=epochs).fit(model, loader(), ckpt_path="last")
+        return model
+
+    with pytest.warns(EngineWarning, match="fresh start"):
+        first = fit(3)
+    last = torch.load(tmp_path / "last.ckpt")["state_dict"]
+    assert not torch.equal(last["layer.weight"], first.layer.weight)
+    assert torch.equal(fit(3).layer.weight, first.layer.weight)
+    assert torch.equal(torch.load(tmp_path / "last.ckpt")["state_dict"]["layer.weight"], last["layer.weight"])
 
 
 def test_files_and_folders_of_other_kinds_are_passed_over(tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ class _Reduced:
         return self.reduced
 
 
+def test_what_numpy_holds_besides_numbers_is_named_by_its_kind(tmp_path: Path) -> None:
+    torch.save({"a": np.array(["x"]), "b": np.datetime64("2020-01-01"), "c": np.float32(0.5)}, tmp_path / "a.pt")
+    back = read_inert(tmp_path / "a.pt")
+    assert list(find_strangers(back, "at")) == ["`at.a` (numpy, dtype U1)", "`at.b` (numpy, dtype M8)"]
+    assert back["c"] == 0.5
+
+
 def test_chains_of_calls_and_states_do_nothing(tmp_path: Path) -> None:
     proof = str(tmp_path / "proof")
     opened = _Reduced(open, (proof, "w"))

@@ -85,7 +85,8 @@ class Net(LightningModule):
         if self.job == "plateau":
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
             return {"optimizer": optimizer, "lr_scheduler": scheduler, "monitor": "val"}
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=60)
+        steps = self.trainer.estimated_stepping_batches if self.job == "estimated" else 60
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=int(steps))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
@@ -115,7 +116,8 @@ class SaveEverywhere(Callback):
         self._save(trainer, "epoch")
 
 
-JOBS = """plain workers two_loaders manual plateau stream accumulation_changes early_stopping max_steps double"""
+JOBS = """plain workers two_loaders manual plateau stream accumulation_changes early_stopping max_steps double
+estimated"""
 
 
 def loaders(job: str) -> Any:
@@ -170,10 +172,15 @@ def test_resume_from_every_place_is_exact(job: str, tmp_path: Path) -> None:
         assert not rows or logged(whole)[-len(rows) :] == rows, path.name
 
 
-def test_loaders_that_are_made_anew_continue_those_in_use_and_keep_their_turn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asks", ["", "estimated_stepping_batches"])
+def test_loaders_that_are_made_anew_continue_those_in_use_and_keep_their_turn(asks: str, tmp_path: Path) -> None:
     class Growing(Net):
         def train_dataloader(self) -> Any:
             return DataLoader(Subset(Augmented(), range(8 + 4 * self.trainer.current_epoch)), 4, shuffle=True)
+
+        def configure_optimizers(self) -> Any:
+            assert getattr(self.trainer, asks, 8) == 8  # makes loaders before it is known from where to continue
+            return super().configure_optimizers()
 
     def fit(callbacks: Any = (), ckpt_path: Any = None) -> Growing:
         module = Growing("plain")

@@ -80,7 +80,8 @@ class Task(LightningModule):
         ends = [self.net[:2].parameters(), self.net[3].parameters()]
         parts = [self.parameters()] if self.automatic_optimization else ends
         optimizers = [torch.optim.Adam(part, 0.01) for part in parts]
-        schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=200) for o in optimizers]
+        steps = 2 * int(self.trainer.estimated_stepping_batches)  # which makes the loaders before a position is known
+        schedules = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=steps) for o in optimizers]
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
     def train_dataloader(self) -> Any:

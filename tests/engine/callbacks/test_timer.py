@@ -69,6 +69,14 @@ def test_a_continued_run_has_the_rest_of_the_time(tmp_path: Path) -> None:
     assert again.time_elapsed() >= 0.14
 
 
+def test_a_trainer_that_goes_on_from_its_own_checkpoint_counts_that_time_once(tmp_path: Path) -> None:
+    saver, timer = ModelCheckpoint(dirpath=tmp_path, save_last=True), Timer("1h")
+    fitted = trainer(tmp_path, timer, saver, max_epochs=1)
+    fitted.fit(Scripted(), rows())
+    timer.load_state_dict({"time_elapsed": {"train": 1800.0}})
+    assert timer.time_elapsed() == 1800.0  # what this fit took is in it
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -251,7 +251,9 @@ def _restore_exactly(run: Run, state: dict[str, Any]) -> None:
     if not state.get("is_between_batches", True):
         rank_zero_info("The checkpoint was written in the middle of a batch, which is trained again: not exact.")
     state = ranks[min(run.strategy.global_rank, len(ranks) - 1)]
-    trainer.pending_feed_state, run.val_states = state["feed"], state["val_states"]
+    run.saved_feed, run.val_states = state["feed"], state["val_states"]
+    if run.train_loaded_at != state["loaded_at"][0]:
+        run.feed = None  # type: ignore[assignment]  # to count the steps, loaders of another epoch were made
     run.train_loaded_at, run.val_loaded_at = state["loaded_at"]
     trainer.metrics.callback.update(state["metrics"])
     trainer.metrics.steps.update(state["metric_steps"])
@@ -340,7 +342,7 @@ def _newest(trainer: Any, resumable: bool) -> str | None:
     last = {str(path) for path in (*known, *(path for find in finders for path in find(trainer))) if path}
     found = newest_intact(last, resumable)
     if found is None:  # the best ones beside it may be whole
-        folders = {Path(path).parent for path in last if Path(path).exists()}
+        folders = {Path(path).parent for path in last if os.path.lexists(path)}
         found = newest_intact({file for folder in folders for file in folder.glob("*.ckpt")} - set(map(Path, last)))
     if found is None:
         rank_zero_warn('`ckpt_path="last"`: no checkpoint was found, so this is a fresh start.')

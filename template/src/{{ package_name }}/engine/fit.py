@@ -43,7 +43,10 @@ def fit(run: Run) -> None:
     run.enter(RunningStage.TRAINING, run.train_results)
     if run.trainer.limit_train_batches == 0:
         return
-    load_training(run)
+    if run.feed is None:  # else somebody has counted the steps of the fit already
+        load_training(run)
+    if run.saved_feed is not None:
+        run.feed.load_state_dict(run.saved_feed)
     if not run.resumed and (run.parity or not is_done(run)):
         run.feed.open()
     if nothing_to_do(run):

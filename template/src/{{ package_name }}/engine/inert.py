@@ -91,8 +91,8 @@ class _NumpyType:
 
     def number(self, raw: bytes) -> Any:
         """Return the python number, a `Stranger` for kinds that python has no number for."""
-        letter = _NUMBERS.get(self.code)
-        return struct.unpack(self.order + letter, raw)[0] if letter else Stranger()
+        unknown = _subclass(Stranger, origin=f"numpy, dtype {self.code}")
+        return struct.unpack(self.order + _NUMBERS[self.code], raw)[0] if self.code in _NUMBERS else unknown()
 
 
 def _numpy_array(shape: tuple[int, ...], kind: Any, is_fortran: bool, raw: bytes) -> Any:
@@ -100,7 +100,7 @@ def _numpy_array(shape: tuple[int, ...], kind: Any, is_fortran: bool, raw: bytes
     numpy = sys.modules.get("numpy")
     code, order = (kind.code, kind.order) if type(kind) is _NumpyType else ("", "")
     if numpy is None or code not in _NUMBERS or not isinstance(raw, bytes):
-        return Stranger()
+        return _subclass(Stranger, origin=f"numpy, dtype {code}")()
     return numpy.frombuffer(bytearray(raw), order + code).reshape(shape, order="F" if is_fortran else "C")
 
 

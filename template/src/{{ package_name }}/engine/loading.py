@@ -68,7 +68,8 @@ def load_training(run: Run) -> None:
     if trainer.overfit_batches:
         nest = mapped(nest, _in_order)
     nest = trainer.shard(nest, "train")
-    old = run.feed
+    if run.feed is not None:
+        run.feed.close()
     run.feed = Feed(nest, trainer.train_mode)
     combined, loaders, limit = run.feed.combined, run.feed.loaders, trainer.limit_train_batches
     limits = [limited("limit_train_batches", length(loader), limit) for loader in loaders]
@@ -84,10 +85,6 @@ def load_training(run: Run) -> None:
     trainer.loaders["train"] = Loaders(nest, loaders, [run.feed.size()])
     if run.strategy.is_distributed:
         expect_uneven(run)
-    if old is not None:
-        old.close()
-    elif run.resumed:
-        run.feed.load_state_dict(trainer.pending_feed_state) if trainer.pending_feed_state else None
     _set_interval(run)
 
 

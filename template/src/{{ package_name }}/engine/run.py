@@ -92,6 +92,7 @@ class Run:
     val_check_seconds: float | None = None
     last_validation_s: float = 0.0
     outer_rng: dict[str, Any] | None = None
+    saved_feed: dict[str, Any] | None = None  # where the checkpoint was in the training data
     val_states: dict[str, Any] | None = None  # of the validation loaders: when it began, or from the checkpoint
     is_last_batch: bool = False
     refreshed_at: int = -1

@@ -230,7 +230,6 @@ class Trainer(OldCalls, TrainerServices):
         self.datamodule: Any = None
         self.data_source: Any = None
         self.given_loaders: dict[str, Any] = {}
-        self.pending_feed_state: dict[str, Any] | None = None
         self.loaders = {}
         self.current_loaders = None
         self.history_rows, self.predictions = [], []

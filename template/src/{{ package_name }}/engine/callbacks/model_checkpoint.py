@@ -151,6 +151,8 @@ class ModelCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count for the trigger."""
         self._started = True
+        if trainer.ckpt_path == self.last_model_path and not trainer.parity:
+            self._last_state = _state_of(trainer)  # if no more is to be trained, the file stays as it is
         if self._every is not None:
             self._every.start(trainer)
 
@@ -190,10 +192,8 @@ class ModelCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last state, unless it is on the disk already."""
-        if trainer.parity:
-            is_due = self._last_state is None and self._last_global_step_saved == -1
-        else:
-            is_due = self._last_state != _state_of(trainer)
+        is_first = self._last_state is None and self._last_global_step_saved == -1
+        is_due = is_first if trainer.parity else self._last_state != _state_of(trainer)
         if is_due and (self._is_active(trainer) or trainer.parity):
             self._save(trainer, best=False, last=True, at_trigger=True)
         self._started = False

@@ -124,6 +124,7 @@ class Timer(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the training time of the run that is continued."""
         self._offset_s = state_dict.get("time_elapsed", {}).get("train", 0.0)
+        self._start.pop("train", None)  # an interrupted fit of this Trainer, whose time is in the offset
 
 
 def _stage_of(trainer: Trainer) -> str:
