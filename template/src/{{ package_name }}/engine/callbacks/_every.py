@@ -81,8 +81,7 @@ def parse_every(value: Any, argument: str, int_unit: str) -> Every | int | None:
     if duration.epochs is not None:
         return int(duration.epochs)
     for unit in ("batches", "samples", "seconds"):
-        amount = getattr(duration, unit)
-        if amount is not None:
+        if (amount := getattr(duration, unit)) is not None:
             return Every(amount, unit)
     raise MisconfigurationException(f"`{argument}={value!r}` names no amount. Write for example '2ep' or '500ba'.")
 

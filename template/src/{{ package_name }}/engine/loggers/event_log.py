@@ -69,8 +69,7 @@ class EventLog(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the directory (read on every rank, because it may be broadcast) and write the first event."""
-        directory = self.directory or trainer.log_dir or trainer.default_root_dir
-        self.directory = os.fspath(directory)
+        self.directory = os.fspath(self.directory or trainer.log_dir or trainer.default_root_dir)
         self._active = trainer.is_global_zero and not trainer.fast_dev_run
         if not self._active:
             return
@@ -109,8 +108,8 @@ class EventLog(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the error, with its traceback."""
-        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         text = "".join(traceback.format_exception(exception))
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         self._status["state"] = "interrupted" if stopped else "failed"
         self._status["error"] = {"type": type(exception).__name__, "message": str(exception)}
         self._event(trainer, "exception", **self._status["error"], traceback=text)

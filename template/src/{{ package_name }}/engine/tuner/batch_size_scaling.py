@@ -84,21 +84,15 @@ class BatchSizeFinder(Finder):
         self._seen: tuple[int, list[Any]] | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Search before training."""
+        """Search before training, test or prediction."""
         self.scale_batch_size(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_fit_start
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Search before a validation of its own, not inside `fit`."""
         if trainer.state.fn == "validate":
             self.scale_batch_size(trainer, pl_module)
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Search before test."""
-        self.scale_batch_size(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Search before prediction."""
-        self.scale_batch_size(trainer, pl_module)
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> None:
         """Search now; the run goes on with the size that was found."""

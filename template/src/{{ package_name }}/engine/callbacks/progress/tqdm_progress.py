@@ -32,17 +32,12 @@ class TQDMProgressBar(LineProgressBar):
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         require("tqdm", "tqdm", "`TQDMProgressBar`")
         super().__init__(refresh_rate, leave)
-        self._process_position = process_position
+        self.process_position = process_position
         self._bar: Any = None
         self._lines: list[_LinesAbove] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_bar": None, "_lines": []}
-
-    @property
-    def process_position(self) -> int:
-        """Line of the bar."""
-        return self._process_position
 
     @property
     def train_progress_bar(self) -> Any:
@@ -90,7 +85,7 @@ class TQDMProgressBar(LineProgressBar):
         tqdm = require("tqdm.auto", "tqdm", "`TQDMProgressBar`").tqdm
         return tqdm(
             desc=description,
-            position=self._process_position,
+            position=self.process_position,
             leave=True,
             dynamic_ncols=True,
             file=sys.stdout,
