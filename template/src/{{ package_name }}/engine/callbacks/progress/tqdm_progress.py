@@ -28,6 +28,7 @@ class TQDMProgressBar(LineProgressBar):
     """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    SHORT_FORMAT = "{desc}{bar:10}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"  # where that leaves no room for a bar
 
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         require("tqdm", "tqdm", "`TQDMProgressBar`")
@@ -104,6 +105,10 @@ class TQDMProgressBar(LineProgressBar):
         bar.n, bar.start_t, bar.last_print_t = view.done, now - view.elapsed_s, now
         bar.set_description(view.description, refresh=False)
         bar.set_postfix({name: shown(value) for name, value in view.metrics.items()}, refresh=False)
+        if self._lines and bar.bar_format in (self.BAR_FORMAT, self.SHORT_FORMAT):
+            meter = {**bar.format_dict, "bar_format": self.BAR_FORMAT, "ncols": None}  # without a width: a bar of ten
+            is_short = bar.ncols is not None and len(bar.format_meter(**meter)) > bar.ncols
+            bar.bar_format = self.SHORT_FORMAT if is_short else self.BAR_FORMAT
         bar.refresh()
 
     def _open(self) -> None:
