@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..data import leaves, mapped
-from ..distributed import rank_zero_info
+from ..distributed import rank_zero_info, rank_zero_warn
 from ..errors import MisconfigurationException
 from ..evaluate import evaluation
 from ..fit import fit
@@ -109,6 +109,10 @@ class BatchSizeFinder(Finder):
                 limit = next(size for n in range(64) if (size := self._init_val * 2**n) >= limit)
                 limit = min(limit, self._max_val) if self._mode == "binsearch" else limit
             best = search(lambda size: self._fits(run, size), min(self._init_val, limit), limit, self._max_trials)
+        if best.size == limit < self._max_val:
+            rank_zero_warn(
+                f"Batch size {limit} is the whole data set, before memory is full. Smaller ones often train better."
+            )
         if self._mode == "binsearch" and (best.failed or trainer.parity):
             best = best._replace(size=max(1, int(best.size * (1 - self._margin))))
         if self._effective is not None and run.state.fn == "fit":
