@@ -121,7 +121,7 @@ class EventLog(Callback):
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         self._event(trainer, "end", state=self._status.get("state"), best_checkpoint=checkpoint)
         if self._active:
-            self._update(trainer, self._status.get("batch", 0))
+            self._update(trainer, 0)
         self._active, self._next = False, math.inf
 
     def _event(self, trainer: Trainer, event: str, **values: Any) -> None:
@@ -133,7 +133,7 @@ class EventLog(Callback):
             append_whole(self.events_file, line + "\n")
         if event.endswith("_end"):
             self._status["metrics"] = values["metrics"]
-            self._update(trainer, self._status.get("batch", 0))
+            self._update(trainer, 0)
 
     def _update(self, trainer: Trainer, batch: int) -> None:
         self._next = time.monotonic() + self.every_s
@@ -144,7 +144,7 @@ class EventLog(Callback):
             epoch=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             step=trainer.global_step,
-            batch=batch,
+            batch=trainer.progress.batch_idx if trainer.training else batch,
             batches=total if math.isfinite(total) else None,
             metrics=_numbers(trainer.callback_metrics) or self._status.get("metrics", {}),
             updated=time.time(),
