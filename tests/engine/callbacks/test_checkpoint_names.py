@@ -20,6 +20,7 @@ from engine.errors import MisconfigurationException
         ("{nope}-{nope:.1f}", True, "nope=0-nope=0.0"),
         ("epoch_{epoch}", False, "epoch_3"),
         ("best", True, "best"),
+        ("a\0b-{val\0loss}", True, "a_b-val_loss=0"),
     ],
 )
 def test_templates_are_filled(template: str, insert: bool, expected: str) -> None:

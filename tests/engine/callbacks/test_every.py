@@ -80,6 +80,13 @@ def test_arguments_are_read(value: Any, unit: str, expected: Any) -> None:
     assert ((parsed.n, parsed.unit) if isinstance(parsed, Every) else parsed) == expected
 
 
+def test_an_argument_that_is_refused_is_shown_as_a_whole_call() -> None:
+    with pytest.raises(MisconfigurationException, match=r"`ModelCheckpoint\(every_n_epochs=-3\)`"):
+        one_trigger(None, None, -3)
+    with pytest.raises(MisconfigurationException, match=r"`ModelCheckpoint\(train_time_interval=\{\}\)` names no"):
+        one_trigger(None, {}, None)
+
+
 def test_one_trigger_acts() -> None:
     assert one_trigger(None, None, None) == (1, None)
     assert one_trigger(None, None, 0) == (0, None)

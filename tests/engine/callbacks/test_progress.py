@@ -357,7 +357,17 @@ def test_rich_gives_the_metrics_room() -> None:
     for width in range(40, 200, 7):
         bar_width, fields = fit_line(view, width)
         used = bar_width + 5 + len(view.description) + sum(map(len, fields.values()))
-        assert used <= width or (bar_width == 1 and not fields["pace"] and not fields["times"])
+        assert used <= width or (bar_width == 10 and not fields["pace"])
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_many_metrics_are_cut_before_the_bar_is_shorter_than_ten(width: int) -> None:
+    view = View("Epoch 0/9", 50, 100, 2.0, {f"val_metric_{i}": 0.5 for i in range(12)})
+    bar_width, fields = fit_line(view, width)
+    rest = width - bar_width - 5 - len(view.description) - sum(len(fields[name]) for name in ("count", "times", "pace"))
+    assert (bar_width, fields["pace"]) == (10, "")
+    assert fields["times"] == ("" if width == 60 else "0:02<0:02")
+    assert rest >= 20  # for the first of the metrics
 
 
 def test_rich_theme_columns_and_task(always: None) -> None:
@@ -460,10 +470,10 @@ print("after")
 """
 
 
-def on_terminal(code: str) -> str:
+def on_terminal(code: str, columns: int = 100) -> str:
     """Run code with a pseudo terminal for its output, and return what it wrote."""
     reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     done = subprocess.Popen(
         [sys.executable, "-c", code], stdout=writer, stderr=writer, env={**os.environ, "TERM": "xterm"}
     )
@@ -488,6 +498,29 @@ def test_prints_of_the_user_stand_on_lines_of_their_own(bar: str) -> None:
     mine = [line.strip() for line in lines if re.search("user print|warned|inparts|after", line)]
     assert mine == [text for i in range(3) for text in (f"user print {i}", f"warned {i}", "inparts")] + ["after"]
     assert any("Epoch 0/0" in line and "3/3" in line for line in lines)
+
+
+MANY = """
+import sys
+sys.path[:0] = {path!r}
+from engine.callbacks import TQDMProgressBar
+from tests.engine.toys import loader, quiet_trainer
+from tests.engine.callbacks.test_progress import OnTheBar
+class Many(OnTheBar):
+    def training_step(self, batch, batch_idx):
+        self.log_dict({{f"metric_{{i}}": 0.5 for i in range(20)}}, prog_bar=True)
+        return super().training_step(batch, batch_idx)
+quiet_trainer(callbacks=[TQDMProgressBar()], enable_progress_bar=True).fit(Many(), loader(), loader())
+"""
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_tqdm_keeps_a_bar_of_ten_beside_many_metrics(columns: int) -> None:
+    pytest.importorskip("tqdm")
+    path = [str(PACKAGE), str(Path(__file__).parents[3])]
+    last = [line for line in drawn(on_terminal(MANY.format(path=path), columns)) if "3/3" in line][-1]
+    assert re.search(r"Epoch 0/0: \S{10}\| 3/3 \[\d\d:\d\d, metric_0=", last), last
+    assert len(last) <= columns
 
 
 def test_trainer_print_goes_above_the_bar(always: None, capsys: pytest.CaptureFixture[str]) -> None:

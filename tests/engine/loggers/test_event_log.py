@@ -54,11 +54,21 @@ def test_the_status_can_be_polled_while_the_run_goes_on(tmp_path: Path) -> None:
     assert seen == [("running", "train", 0, batch, 3) for batch in (1, 2, 3)]
 
 
+def test_the_batch_at_the_end_of_an_epoch_is_the_one_that_ended_it(tmp_path: Path) -> None:
+    written: list[tuple[Any, ...]] = []
+    log = EventLog(tmp_path, 3600.0, lambda now: written.append((now["stage"], now["step"], now["batch"])))
+    quiet_trainer(callbacks=[log], max_epochs=2).fit(BoringModel(), loader(), loader(5))
+    assert [row for row in written if row[1]][:4] == [
+        ("validate", 3, 0), ("train", 3, 3),
+        ("validate", 6, 0), ("train", 6, 3),
+    ]  # fmt: skip
+
+
 def test_the_status_is_not_written_more_often_than_asked(tmp_path: Path) -> None:
     written: list[dict[str, Any]] = []
     log = EventLog(tmp_path, every_s=3600.0, publish=written.append)
     quiet_trainer(callbacks=[log]).fit(BoringModel(), loader(400))
-    assert [(now["state"], now["batch"]) for now in written] == [("running", 0), ("running", 0), ("finished", 0)]
+    assert [(now["state"], now["batch"]) for now in written] == [("running", 0), ("running", 100), ("finished", 0)]
     assert not (tmp_path / "status.json").exists()
 
 

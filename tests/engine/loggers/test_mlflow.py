@@ -336,6 +336,16 @@ def test_names_are_cleaned(name: str, expected: str) -> None:
     assert clean(name) == expected
 
 
+def test_two_metrics_that_become_one_are_told_once(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = MLFlowLogger("same", save_dir=store)
+    long = "x" * 300
+    for step in range(3):
+        logger.log_metrics({"acc@5": 1.0, "acc_5": 2.0, f"{long}a": 3.0, f"{long}b": 4.0, "loss": 5.0}, step)
+    logger.finalize("success")
+    assert caplog.text.count("MLflow has one curve for the metrics") == 2
+    assert caplog.text.count("'acc@5' and 'acc_5': both are 'acc_5' there") == 1
+
+
 def test_fit_begins_without_waiting_and_its_resume_goes_on_in_the_run(store: Path, client: Any, tmp_path: Path) -> None:
     def fit(**options: Any) -> Any:
         logger = MLFlowLogger("trainer", save_dir=store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import engine
 import pytest
 import torch
 from engine.callbacks import BatchSizeFinder
-from engine.errors import MisconfigurationException
+from engine.errors import EngineWarning, MisconfigurationException
 from engine.tuner import Tuner
 from engine.tuner.batch_size_scaling import binsearch, is_out_of_memory, power
 from hypothesis import given
@@ -119,6 +120,21 @@ def test_the_size_is_found_and_set(tmp_path: Path, mode: str, expected: int, met
     assert Tuner(trainer(tmp_path)).scale_batch_size(net, method=method, mode=mode) == expected
     assert net.batch_size == expected
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("mode", ["power", "binsearch"])
+def test_a_search_that_ends_with_the_whole_data_set_says_so(tmp_path: Path, mode: str) -> None:
+    loaders = rows(40, 2)
+    with pytest.warns(EngineWarning, match="Batch size 40 is the whole data set"):
+        assert Tuner(trainer(tmp_path)).scale_batch_size(WithoutLoaders(), loaders, mode=mode) == 40
+
+
+def test_a_search_that_ends_where_memory_does_says_nothing_of_the_data(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Tuner(trainer(tmp_path)).scale_batch_size(Limited())
+        Tuner(trainer(tmp_path)).scale_batch_size(Limited(), max_val=16)
+    assert not [warning for warning in caught if "whole data set" in str(warning.message)]
 
 
 def test_the_margin_may_be_nothing(tmp_path: Path) -> None:

@@ -139,6 +139,21 @@ class TrainerServices(TrainerView):
 
         Raises:
             AttributeError: Nothing was run yet.
+
+        Example:
+            >>> from torch.utils.data import DataLoader
+            >>> from .module import LightningModule
+            >>> from .trainer import Trainer
+            >>> class Net(LightningModule):
+            ...     def validation_step(self, batch, batch_idx):
+            ...         self.log("val_loss", batch.sum(), prog_bar=True)
+            ...         self.log("largest", batch.max(), reduce_fx="max", logger=False)
+            >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+            >>> _ = trainer.validate(Net(), DataLoader(torch.arange(6.0), batch_size=4), verbose=False)
+            >>> trainer.explain_metrics()
+            metric   | logged in       | value                               | latest | goes to
+            val_loss | validation_step | mean, weighted by rows, of an epoch | 7      | callbacks, bar, loggers
+            largest  | validation_step | max, of an epoch                    | 5      | callbacks
         """
         if self.run is None:
             raise AttributeError("There are no metrics yet: call `fit`, `validate` or `test` first.")

@@ -51,7 +51,7 @@ def fill(template: str, metrics: Mapping[str, Any], insert_names: bool = True, e
             ) from error
         return f"{name}{equals}{text}" if insert_names else text
 
-    return _FIELD.sub(value_of, template)
+    return _FIELD.sub(value_of, template).replace("\0", "_")  # which no file's name may hold
 
 
 def absolute(path: str | Path) -> str:

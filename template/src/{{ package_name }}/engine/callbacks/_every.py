@@ -75,16 +75,15 @@ def parse_every(value: Any, argument: str, int_unit: str) -> Every | int | None:
         return None
     if isinstance(value, int):
         if value < 0:
-            raise MisconfigurationException(f"`{argument}={value}`: accepted are whole numbers from 0 (off) on.")
+            raise MisconfigurationException(f"`{argument}={value})`: accepted are whole numbers from 0 (off) on.")
         return value if int_unit == "epochs" else Every(value, int_unit)
     duration = Duration.parse(value)
     if duration.epochs is not None:
         return int(duration.epochs)
     for unit in ("batches", "samples", "seconds"):
-        amount = getattr(duration, unit)
-        if amount is not None:
+        if (amount := getattr(duration, unit)) is not None:
             return Every(amount, unit)
-    raise MisconfigurationException(f"`{argument}={value!r}` names no amount. Write for example '2ep' or '500ba'.")
+    raise MisconfigurationException(f"`{argument}={value!r})` names no amount. Write for example '2ep' or '500ba'.")
 
 
 def one_trigger(steps: Any, interval: Any, epochs: Any) -> tuple[int, Every | None]:

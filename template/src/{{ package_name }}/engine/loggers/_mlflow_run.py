@@ -73,6 +73,7 @@ class RemoteRun:
         self._sent_params: dict[str, str] = {}
         self._steps: dict[str, set[int]] = {}
         self._refused: set[str] = set()
+        self._names: dict[str, str] = {}  # of metrics: there -> as logged
         self._lock = threading.RLock()
 
     def connect(self) -> MlflowClient:
@@ -222,11 +223,21 @@ class RemoteRun:
         metrics = [
             make(key, value, entry.time_ms, entry.step)
             for entry in entries
-            for key, value in ((clean(key), value) for key, value in entry.values.items())
+            for key, value in ((self._name(key), value) for key, value in entry.values.items())
             if not self.head["resumed"] or entry.step not in self._steps_of(client, run_id, key)
         ]
         for start in range(0, len(metrics), MAX_METRICS):
             client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+
+    def _name(self, key: str) -> str:
+        """Return what a metric is called there; say so once when another one is called the same."""
+        name = clean(key)
+        if (first := self._names.setdefault(name, key)) not in (key, ""):
+            log.warning(
+                "MLflow has one curve for the metrics %r and %r: both are %r there. Rename one.", first, key, name
+            )
+            self._names[name] = ""
+        return name
 
     def _steps_of(self, client: MlflowClient, run_id: str, key: str) -> set[int]:
         """Return the steps that had this metric before it was sent from here: a resumed fit repeats the last ones."""

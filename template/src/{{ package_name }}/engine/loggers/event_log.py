@@ -69,8 +69,7 @@ class EventLog(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the directory (read on every rank, because it may be broadcast) and write the first event."""
-        directory = self.directory or trainer.log_dir or trainer.default_root_dir
-        self.directory = os.fspath(directory)
+        self.directory = os.fspath(self.directory or trainer.log_dir or trainer.default_root_dir)
         self._active = trainer.is_global_zero and not trainer.fast_dev_run
         if not self._active:
             return
@@ -109,8 +108,8 @@ class EventLog(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the error, with its traceback."""
-        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         text = "".join(traceback.format_exception(exception))
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit))
         self._status["state"] = "interrupted" if stopped else "failed"
         self._status["error"] = {"type": type(exception).__name__, "message": str(exception)}
         self._event(trainer, "exception", **self._status["error"], traceback=text)
@@ -122,7 +121,7 @@ class EventLog(Callback):
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         self._event(trainer, "end", state=self._status.get("state"), best_checkpoint=checkpoint)
         if self._active:
-            self._update(trainer, self._status.get("batch", 0))
+            self._update(trainer, 0)
         self._active, self._next = False, math.inf
 
     def _event(self, trainer: Trainer, event: str, **values: Any) -> None:
@@ -134,7 +133,7 @@ class EventLog(Callback):
             append_whole(self.events_file, line + "\n")
         if event.endswith("_end"):
             self._status["metrics"] = values["metrics"]
-            self._update(trainer, self._status.get("batch", 0))
+            self._update(trainer, 0)
 
     def _update(self, trainer: Trainer, batch: int) -> None:
         self._next = time.monotonic() + self.every_s
@@ -145,7 +144,7 @@ class EventLog(Callback):
             epoch=trainer.current_epoch,
             max_epochs=trainer.max_epochs,
             step=trainer.global_step,
-            batch=batch,
+            batch=trainer.progress.batch_idx if trainer.training else batch,
             batches=total if math.isfinite(total) else None,
             metrics=_numbers(trainer.callback_metrics) or self._status.get("metrics", {}),
             updated=time.time(),

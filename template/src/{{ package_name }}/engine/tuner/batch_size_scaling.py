@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..data import leaves, mapped
-from ..distributed import rank_zero_info
+from ..distributed import rank_zero_info, rank_zero_warn
 from ..errors import MisconfigurationException
 from ..evaluate import evaluation
 from ..fit import fit
@@ -84,21 +84,15 @@ class BatchSizeFinder(Finder):
         self._seen: tuple[int, list[Any]] | None = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Search before training."""
+        """Search before training, test or prediction."""
         self.scale_batch_size(trainer, pl_module)
+
+    on_test_start = on_predict_start = on_fit_start
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Search before a validation of its own, not inside `fit`."""
         if trainer.state.fn == "validate":
             self.scale_batch_size(trainer, pl_module)
-
-    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Search before test."""
-        self.scale_batch_size(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Search before prediction."""
-        self.scale_batch_size(trainer, pl_module)
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> None:
         """Search now; the run goes on with the size that was found."""
@@ -115,6 +109,10 @@ class BatchSizeFinder(Finder):
                 limit = next(size for n in range(64) if (size := self._init_val * 2**n) >= limit)
                 limit = min(limit, self._max_val) if self._mode == "binsearch" else limit
             best = search(lambda size: self._fits(run, size), min(self._init_val, limit), limit, self._max_trials)
+        if best.size == limit < self._max_val:
+            rank_zero_warn(
+                f"Batch size {limit} is the whole data set, before memory is full. Smaller ones often train better."
+            )
         if self._mode == "binsearch" and (best.failed or trainer.parity):
             best = best._replace(size=max(1, int(best.size * (1 - self._margin))))
         if self._effective is not None and run.state.fn == "fit":

@@ -58,8 +58,7 @@ class PlainProgressBar(LineProgressBar):
         """Print nothing: the results follow."""
 
     def _pause_s(self, drawing_s: float) -> float:
-        gone = time.monotonic() - self._run_began
-        return max(SHORTEST_S, min(LONGEST_S, gone / 2))
+        return max(SHORTEST_S, min(LONGEST_S, (time.monotonic() - self._run_began) / 2))
 
     def _draw(self, view: View) -> None:
         gone = f"{view.elapsed_s:.1f} s" if view.elapsed_s < 60 else clock(view.elapsed_s)

@@ -226,7 +226,7 @@ class LineProgressBar(ProgressBar):
 
     def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
         super().__init__()
-        self._refresh_rate = refresh_rate
+        self.refresh_rate = refresh_rate
         self._leave = leave
         self._due = 0.0
         self._shown = False
@@ -234,14 +234,9 @@ class LineProgressBar(ProgressBar):
         self._outer: tuple[tuple[str, float, int, float], float] | None = None
 
     @property
-    def refresh_rate(self) -> int:
-        """0 when the bar is off."""
-        return self._refresh_rate
-
-    @property
     def is_enabled(self) -> bool:
         """Whether anything is shown."""
-        return self._is_enabled and self._refresh_rate > 0
+        return self._is_enabled and self.refresh_rate > 0
 
     def _draw(self, view: View) -> None:
         """Show a line in place of the last one."""

@@ -12,7 +12,7 @@ from .progress_bar import LineProgressBar, View
 if TYPE_CHECKING:
     from ...trainer import Trainer
 
-SHORTEST_BAR, WIDEST_BAR = 8, 40
+SHORTEST_BAR, WIDEST_BAR, LEAST_METRICS = 10, 40, 24
 
 
 @dataclass(frozen=True)
@@ -142,13 +142,14 @@ class RichProgressBar(LineProgressBar):
 def fit_line(view: View, width: int) -> tuple[int, dict[str, str]]:
     """Return the width of the bar and the texts for a line of `width` characters.
 
-    The metrics are what one looks for: when room is short the bar goes first, then the pace, then the times.
+    When room is short the bar goes first, down to `SHORTEST_BAR`, then the pace; then the metrics are cut at their end,
+    down to `LEAST_METRICS`, before the times go too.
     """
     fields = {"count": view.batches, "times": view.times, "pace": view.pace, "values": view.values}
-    for name in ("pace", "times", ""):
-        # One space between two of the six columns.
-        room = width - 5 - len(view.description) - sum(map(len, fields.values()))
-        if room >= SHORTEST_BAR or not name:
-            break
-        fields[name] = ""
-    return max(1, min(room, WIDEST_BAR)), fields
+    # One space between two of the six columns.
+    room = width - 5 - len(view.description) - len(view.batches) - len(view.times) - len(view.pace)
+    metrics = len(view.values)
+    for name, needed in (("pace", metrics), ("times", min(metrics, LEAST_METRICS))):
+        if room - needed < SHORTEST_BAR:
+            room, fields[name] = room + len(fields[name]), ""
+    return max(1, min(max(room - metrics, SHORTEST_BAR), room, WIDEST_BAR)), fields

@@ -28,21 +28,17 @@ class TQDMProgressBar(LineProgressBar):
     """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    SHORT_FORMAT = "{desc}{bar:10}| {n_fmt}/{total_fmt} [{remaining}{postfix}]"  # where that leaves no room for a bar
 
     def __init__(self, refresh_rate: int = 1, process_position: int = 0, leave: bool = False) -> None:
         require("tqdm", "tqdm", "`TQDMProgressBar`")
         super().__init__(refresh_rate, leave)
-        self._process_position = process_position
+        self.process_position = process_position
         self._bar: Any = None
         self._lines: list[_LinesAbove] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_bar": None, "_lines": []}
-
-    @property
-    def process_position(self) -> int:
-        """Line of the bar."""
-        return self._process_position
 
     @property
     def train_progress_bar(self) -> Any:
@@ -90,7 +86,7 @@ class TQDMProgressBar(LineProgressBar):
         tqdm = require("tqdm.auto", "tqdm", "`TQDMProgressBar`").tqdm
         return tqdm(
             desc=description,
-            position=self._process_position,
+            position=self.process_position,
             leave=True,
             dynamic_ncols=True,
             file=sys.stdout,
@@ -109,6 +105,10 @@ class TQDMProgressBar(LineProgressBar):
         bar.n, bar.start_t, bar.last_print_t = view.done, now - view.elapsed_s, now
         bar.set_description(view.description, refresh=False)
         bar.set_postfix({name: shown(value) for name, value in view.metrics.items()}, refresh=False)
+        if self._lines and bar.bar_format in (self.BAR_FORMAT, self.SHORT_FORMAT):
+            meter = {**bar.format_dict, "bar_format": self.BAR_FORMAT, "ncols": None}  # without a width: a bar of ten
+            is_short = bar.ncols is not None and len(bar.format_meter(**meter)) > bar.ncols
+            bar.bar_format = self.SHORT_FORMAT if is_short else self.BAR_FORMAT
         bar.refresh()
 
     def _open(self) -> None:
