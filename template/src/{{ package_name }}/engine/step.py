@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 from torch import Tensor
@@ -274,7 +275,7 @@ def _backward(run: Run) -> Callable[..., Any]:
     prepare = run.strategy.before_backward if not run.module.automatic_optimization else None
     acts = overridden or scaler is not None or run.hooks.profiler is not None
     if before is None and after is None and not acts and (prepare is None or not run.strategy.is_distributed):
-        return plain_backward
+        return methodcaller("backward") if run.module.automatic_optimization else plain_backward  # no frame of ours
     compute = run.hooks.method("backward")
 
     def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:

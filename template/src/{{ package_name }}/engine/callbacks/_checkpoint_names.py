@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ..errors import MisconfigurationException
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
+T = TypeVar("T")
 _FIELD = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
 
 
@@ -67,6 +68,14 @@ def folder_for(trainer: Trainer) -> str:
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         parts = [logger.save_dir or trainer.default_root_dir, str(logger.name), version]
     return absolute(os.path.join(*parts, "checkpoints"))
+
+
+def agreed(trainer: Trainer, decide: Callable[[], T]) -> T:
+    """Return what rank 0 decides, on every rank (collective)."""
+    if trainer.world_size == 1:
+        return decide()
+    decision: T = trainer.strategy.broadcast(decide() if trainer.is_global_zero else None)
+    return decision
 
 
 def metrics_of(trainer: Trainer) -> dict[str, Any]:

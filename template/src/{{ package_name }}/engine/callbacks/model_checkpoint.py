@@ -417,11 +417,7 @@ class ModelCheckpoint(Checkpoint):
         return self._agree(trainer, lambda: found)
 
     def _agree(self, trainer: Trainer, decide: Callable[[], T]) -> T:
-        """Return what rank 0 decides, on every rank."""
-        if trainer.world_size == 1:
-            return decide()
-        decision: T = trainer.strategy.broadcast(decide() if trainer.is_global_zero else None)
-        return decision
+        return names.agreed(trainer, decide)
 
     def to_yaml(self, filepath: str | Path | None = None) -> None:
         """Write the kept files and their scores as YAML; None: `best_k_models.yaml` beside them."""
