@@ -5,6 +5,10 @@ Owns: its public name. Does not own: anything else; `Strategy` is that strategy 
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from .base import Strategy
 
 
@@ -15,3 +19,6 @@ class SingleDeviceStrategy(Strategy):
         device: Where to compute.
         checkpoint_io: Writes and reads checkpoint files.
     """
+
+    def __init__(self, device: torch.device | str = "cpu", checkpoint_io: Any = None) -> None:
+        super().__init__(device, checkpoint_io)
