@@ -263,8 +263,8 @@ def test_every_dependency_is_used_and_every_import_is_a_dependency(project: Path
     assert used - known <= BROUGHT_BY_OTHERS
 
 
-# numpy comes with scikit-learn, fastapi with litserve, click with typer.
-BROUGHT_BY_OTHERS = {"numpy", "fastapi", "click", "IPython", "torch_xla", "torch_tpu"}
+# numpy comes with scikit-learn, fastapi with litserve, click with typer; whether there is a pip is only asked.
+BROUGHT_BY_OTHERS = {"numpy", "fastapi", "click", "IPython", "pip", "torch_xla", "torch_tpu"}
 
 
 def test_extras_that_messages_name_exist(project: Path) -> None:
@@ -274,7 +274,8 @@ def test_extras_that_messages_name_exist(project: Path) -> None:
     extras = set(table["optional-dependencies"])
     for path in (project / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require" and len(node.args) > 1:
+            is_asked = isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("require", "require_later")
+            if is_asked and all(isinstance(argument, ast.Constant) for argument in node.args[:2]):
                 module, extra = (str(ast.literal_eval(argument)) for argument in node.args[:2])
                 assert extra in extras or module.partition(".")[0] in installed, f"{path}: {ast.unparse(node)}"
 
