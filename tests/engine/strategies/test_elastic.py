@@ -22,8 +22,8 @@ EPOCHS = 6
 def agent(folder: Path, port: int, seconds: float, *options: str) -> subprocess.Popen[bytes]:
     """Start a node with one process; its output goes to a file."""
     meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--local-addr=127.0.0.1"]
-    # A node is given up after two seconds without a word, rather than fifteen.
-    meeting += ["--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=2", "--monitor-interval=0.2"]
+    # A node is given up after four seconds without a word, rather than fifteen.
+    meeting += ["--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=4", "--monitor-interval=0.2"]
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, *options, str(TRAIN), str(folder)]
     folder.mkdir(exist_ok=True)
     with (folder / f"log-{time.time_ns()}.txt").open("wb") as log:
@@ -62,6 +62,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def is_served(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_a_node_that_dies_and_comes_back_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole, folder, port = tmp_path / "whole", tmp_path / "broken", free_port()
     uninterrupted = agent(whole, free_port(), 0.0, "--nnodes=1", "--nproc-per-node=2")
@@ -69,13 +74,13 @@ def test_a_node_that_dies_and_comes_back_goes_on_to_the_same_weights(tmp_path: P
     first = agent(folder, port, 0.3, *nodes)
     started = [uninterrupted, first]
     try:
-        time.sleep(1.0)  # the first serves the place where they meet
+        poll("the place where they meet", folder, lambda: is_served(port))  # by the first, which stays
         second = agent(folder, port, 0.3, *nodes)
         started.append(second)
         poll("a checkpoint", folder, (folder / "last.ckpt").exists)
         kill_node(second)
         started.append(agent(folder, port, 0.3, *nodes))
-        poll("the end", folder, (folder / "weights.pt").exists)
+        poll("the end", folder, (folder / "weights.pt").exists, 200.0)
         assert uninterrupted.wait(120) == first.wait(60) == started[-1].wait(60) == 0
     finally:
         for process in started:
