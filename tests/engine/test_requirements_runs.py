@@ -73,6 +73,14 @@ def test_predict_iter_does_not_take_the_weights_that_an_earlier_call_began_with(
     assert torch.equal(torch.cat(list(trainer.predict_iter(model, loader()))), trained)
 
 
+def test_predict_iter_without_a_model_uses_the_weights_in_memory(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, monitor="train_loss", mode="max")
+    trainer = quiet_trainer(max_epochs=3, callbacks=[saver], enable_checkpointing=True)
+    trainer.fit(model := BoringModel(), loader())
+    trained = model(loader().dataset[:][0])
+    assert torch.equal(torch.cat(list(trainer.predict_iter(dataloaders=loader()))), trained)
+
+
 def test_predict_reads_no_batch_beyond_its_limit() -> None:
     read: list[int] = []
 

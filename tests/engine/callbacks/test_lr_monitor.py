@@ -14,6 +14,19 @@ from engine.loggers import Logger
 from tests.engine.callbacks.scripted import Scripted, rows, trainer
 
 
+class ByKeyword(Logger):
+    """Its step has a name only, as the base class lets one write it."""
+
+    name, version = "by keyword", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def log_metrics(self, metrics: Any, *, step: int | None = None) -> None:
+        self.names |= set(metrics)
+
+
 class Memory(Logger):
     """Keeps what it is given."""
 
@@ -142,3 +155,9 @@ def test_a_logger_that_fails_ends_no_training(tmp_path: Path) -> None:
     with pytest.warns(EngineWarning, match="nobody there"):
         made.fit(Scripted(), rows())
     assert made.current_epoch == 2
+
+
+def test_a_logger_may_take_the_step_by_its_name_only(tmp_path: Path) -> None:
+    logger = ByKeyword()
+    trainer(tmp_path, LearningRateMonitor("epoch"), max_epochs=1, logger=logger).fit(Scripted(), rows())
+    assert "lr-SGD" in logger.names

@@ -177,6 +177,37 @@ def test_validation_in_fit_monitors_a_metric_on_ranks_without_rows(tmp_path: Pat
     assert stopper.stopped_epoch == 1
 
 
+class ComputedAtTheEnd(BoringModel):
+    """Its metric is computed, by all ranks together, when it is first read after the epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acc = torchmetrics.MeanMetric()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.acc.update(float(batch_idx))
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("acc", self.acc)
+
+
+def test_a_checkpoints_metrics_are_read_on_every_rank(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, monitor="acc", filename="{acc:.2f}")
+    strategy = DDPStrategy(start_method="fork", timeout=timedelta(seconds=40))
+    trainer = fit_on(
+        2,
+        ComputedAtTheEnd(),
+        loader(12, 2),
+        strategy=strategy,
+        callbacks=[saver],
+        enable_checkpointing=True,
+        max_epochs=1,
+    )
+    assert trainer.current_epoch == 1
+    assert Path(saver.best_model_path).name == "acc=1.00.ckpt"
+
+
 class Own(BoringModel):
     """Turns warnings into errors, which come back from the process that warns."""
 
