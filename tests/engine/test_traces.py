@@ -44,7 +44,7 @@ FACTS_OF_OURS: dict[str, tuple[Any, str]] = {
 }
 
 
-ROUNDING = 1e-4  # of single precision, after some steps: processors differ in their vector instructions
+ROUNDING = {"lbfgs": 1e-4, "rng": 1e-4}  # 1e-5 elsewhere: here processors' vector instructions leave up to 5e-5
 DIVERGES = {"tuner": ".lr_linear.loss"}  # at learning rates of up to 1 the loss multiplies what was rounded
 
 
@@ -78,7 +78,7 @@ def test_jobs_leave_the_recorded_numbers(fw: Framework, path: Path) -> None:
     name = expected["job"]
     got = jobs.record(fw, name, {**jobs.JOBS, **more_jobs.JOBS}[name])
     left, expected = without_brand(json.loads(json.dumps(got["result"]))), without_brand(expected["result"])
-    found = differences(expected, left, rtol=ROUNDING)
+    found = differences(expected, left, rtol=ROUNDING.get(name, 1e-5))
     diverging = [difference for difference in found if DIVERGES.get(name, "-") in difference[0]]
     assert found == diverging, f"{name}:\n{describe(found)}"
     if diverging:

@@ -157,7 +157,8 @@ class ProcessesStrategy(Strategy):
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if self.place.is_served else "0"
             _store = PrefixStore(f"attempt-{attempt}", self._meet(self.place))
             self._wait_for_all(_store, self.place)
-            os.environ.update({**FLIGHT_RECORDER, **os.environ})
+            for name, value in FLIGHT_RECORDER.items():
+                os.environ.setdefault(name, value)
             dist.init_process_group(
                 self.process_group_backend or default_backend(self.root_device.type),
                 store=PrefixStore("group", _store),

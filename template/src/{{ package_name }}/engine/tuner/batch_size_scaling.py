@@ -96,7 +96,8 @@ class BatchSizeFinder(Finder):
 
     def scale_batch_size(self, trainer: Any, pl_module: Any) -> None:
         """Search now; the run goes on with the size that was found."""
-        self.find(trainer, self._find, "memory: the search for a batch size")
+        only_tried = "`fast_dev_run` tries the code, not memory: the search for a batch size is left out."
+        self.find(trainer, self._find, only_tried)
 
     def _find(self, run: Run) -> None:
         trainer = run.trainer

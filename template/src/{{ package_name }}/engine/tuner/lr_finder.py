@@ -183,7 +183,8 @@ class LearningRateFinder(Finder):
 
         Runs on every rank; rank 0's loss decides (collective).
         """
-        self.find(trainer, self._find, "learning rates: the sweep")
+        only_tried = "`fast_dev_run` tries the code, not learning rates: the sweep is left out."
+        self.find(trainer, self._find, only_tried)
 
     def _find(self, run: Run) -> None:
         trainer = run.trainer

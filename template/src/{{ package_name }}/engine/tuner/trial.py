@@ -51,10 +51,10 @@ class Finder(Callback):
             hint = did_you_mean(self._mode, self.SUPPORTED_MODES)
             raise MisconfigurationException(f"`mode={mode!r}`: accepted are {accepted}.{hint}")
 
-    def find(self, trainer: Any, search: Callable[[Run], None], left_out: str) -> None:
-        """Call `search`, unless this run only tries the code."""
+    def find(self, trainer: Any, search: Callable[[Run], None], only_tried: str) -> None:
+        """Call `search`, unless this run only tries the code, which `only_tried` says then."""
         if trainer.fast_dev_run:
-            rank_zero_warn(f"`fast_dev_run` tries the code, not {left_out} is left out.")
+            rank_zero_warn(only_tried)
         else:
             search(trainer.run)
         if self.early_exit:
