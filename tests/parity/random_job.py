@@ -321,6 +321,8 @@ def oddities(job: dict[str, Any], refused: bool) -> list[str]:
     if job["manual"] or "lbfgs" in job["optimizers"]:  # see `_counts_alike`
         hooks = ("backward", "optimizer_zero_grad", "configure_gradient_clipping", "optimizer_step")
         out = {name for name in out if not any(f"_in_{hook}" in name for hook in hooks)}
+    if "lbfgs" in job["optimizers"]:  # which has no weight decay: upstream raises a KeyError of its own
+        out -= {"lr_monitor_epochs"}
     if "ema" in job["callbacks"]:  # upstream averages the whole numbers of batch norms too
         out -= {"has_batch_norm"}
     if job.get("early") or "early_stopping" in str(job["callbacks"]):  # upstream raises an AttributeError of its own

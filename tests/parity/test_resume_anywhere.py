@@ -48,6 +48,16 @@ def breaker(fw: Framework, place: str, after: int, path: str) -> Any:
     return Break()
 
 
+def counts_from(fw: Framework, player: Player, calls: dict[str, int]) -> Any:
+    """A callback: the numbers that `player` logs, which count calls, go on from `calls` after the sanity check."""
+
+    class CountsFrom(fw.Callback):  # type: ignore[name-defined, misc]
+        def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+            player.calls = dict(calls)
+
+    return CountsFrom()
+
+
 def state(trainer: Any, net: Any) -> dict[str, Any]:
     """What a finished run leaves."""
     return {
@@ -74,6 +84,7 @@ def broken_and_resumed(fw: Framework, job: Job, place: str, after: int) -> str |
         return None
     second = Player(fw, job)
     second.calls = dict(first.calls)
+    second.extra = [counts_from(fw, second, first.calls)]
     torch.manual_seed(99)
     got = state(*second.fit(ckpt_path=path, seed=99))
     done = len(first.steps)

@@ -115,6 +115,12 @@ def test_momentum_and_weight_decay(tmp_path: Path) -> None:
     assert run(tmp_path, LearningRateMonitor(**options), epochwise).of("optim/plan-momentum")[0] == (0, 0.8)
 
 
+def test_an_optimizer_without_weight_decay_has_none(tmp_path: Path) -> None:
+    monitor = LearningRateMonitor(log_weight_decay=True)
+    memory = run(tmp_path, monitor, lambda net: torch.optim.LBFGS(net.parameters(), lr=0.01))
+    assert memory.of("lr-LBFGS-weight_decay")[0] == (0, 0.0)
+
+
 def test_several_optimizers_and_groups_get_names_of_their_own(tmp_path: Path) -> None:
     def configure(net: Any) -> Any:
         one = torch.optim.SGD([{"params": [net.layer.weight], "name": "body"}], lr=0.1)
