@@ -285,6 +285,35 @@ def test_what_a_killed_process_left_is_sent_by_the_run_that_goes_on(store: Path,
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 
+def test_a_process_killed_while_the_database_is_made_leaves_a_place_where_all_is_taken(tmp_path: Path) -> None:
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(module.__file__).parents[2])!r})\n"
+        "from engine.loggers import MLFlowLogger\n"
+        f"MLFlowLogger('killed', save_dir={str(tmp_path)!r}).log_metrics({{'a': 1.0}}, 0)\n"
+        "time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not any(file.stat().st_size > 200_000 for file in tmp_path.rglob("mlflow.db")):  # half its tables
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    logger = MLFlowLogger("next", save_dir=tmp_path)
+    logger.log_metrics({"a": 2.0}, 0)
+    logger.finalize("success")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert sorted(run.data.metrics["a"] for run in runs) == [1.0, 2.0]
+    assert not (tmp_path / "unsent").exists()
+
+
+def test_a_database_s_address_may_need_escapes(tmp_path: Path) -> None:
+    logger = MLFlowLogger("odd", tracking_uri=f"sqlite:///{tmp_path}/50%25%3F/runs.db", save_dir=tmp_path / "here")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.finalize("success")
+    assert [path.name for path in (tmp_path / "50%?").iterdir()] == ["runs.db"]
+
+
 def test_one_refused_point_takes_no_other_with_it(store: Path, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     logger = MLFlowLogger("refused", save_dir=store)
     run_id = logger.run_id

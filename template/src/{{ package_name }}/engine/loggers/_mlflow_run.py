@@ -12,8 +12,11 @@ import os
 import posixpath
 import re
 import socket
+import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -80,8 +83,6 @@ class RemoteRun:
         """Return the client; importing MLflow takes seconds."""
         with self._lock:
             if self._client is None:
-                if self.uri.startswith("sqlite:///"):
-                    os.makedirs(os.path.dirname(self.uri.removeprefix("sqlite:///")) or ".", exist_ok=True)
                 for name, value in MANNERS.items():
                     os.environ.setdefault(name, value)
                 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # "Creating initial tables..."
@@ -91,7 +92,10 @@ class RemoteRun:
                     os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username or ""))
                     os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password))
                     self.uri = without_password(self.uri)
-                self._client = require("mlflow.tracking", "mlflow", "`MLFlowLogger`").MlflowClient(self.uri)
+                client = require("mlflow.tracking", "mlflow", "`MLFlowLogger`").MlflowClient
+                if self.uri.startswith("sqlite:///"):
+                    _make_database(self.uri, client)
+                self._client = client(self.uri)
             return self._client
 
     def join(self) -> str:
@@ -290,6 +294,19 @@ class RemoteRun:
 
     def _send_status(self, client: MlflowClient, run_id: str, entries: list[Entry]) -> None:
         client.set_terminated(run_id, entries[-1].values["status"], entries[-1].time_ms)
+
+
+def _make_database(uri: str, client: Callable[[str], Any]) -> None:
+    """Make an SQLite file with MLflow's tables, whole or not at all: MLflow does not go on with one left half made."""
+    url = require("sqlalchemy.engine", "mlflow", "`MLFlowLogger`").make_url(uri)
+    file = Path(url.database or ":memory:")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() and ":" not in file.name:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
+            new = os.path.join(folder, file.name)
+            client(str(url.set(database=new)))
+            with suppress(OSError):  # another process was faster; or no links here, and MLflow makes it in its place
+                os.link(new, file)
 
 
 def without_password(uri: str) -> str:
