@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from engine.callbacks import ModelCheckpoint
-from engine.checkpoint_file import AsyncCheckpointIO, read
+from engine.checkpoint_async import AsyncCheckpointIO
+from engine.checkpoint_file import read
 
 from tests.durability.test_files import trainer
 from tests.engine.toys import BoringModel, loader

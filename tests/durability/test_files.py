@@ -13,7 +13,8 @@ import torch
 from engine import Callback, Trainer
 from engine.callbacks import EMAWeightAveraging, ModelCheckpoint, OnExceptionCheckpoint, StochasticWeightAveraging
 from engine.callbacks._checkpoint_names import link
-from engine.checkpoint_file import AsyncCheckpointIO, newest_intact, read
+from engine.checkpoint_async import AsyncCheckpointIO
+from engine.checkpoint_file import newest_intact, read
 from engine.errors import CheckpointError, EngineWarning
 
 from tests.engine.toys import BoringModel, loader

@@ -10,7 +10,7 @@ import psutil
 import torch
 from engine import Callback
 from engine.callbacks import ModelCheckpoint
-from engine.checkpoint_file import AsyncCheckpointIO
+from engine.checkpoint_async import AsyncCheckpointIO
 
 from tests.engine.toys import BoringModel, loader, quiet_trainer
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not at all, verified, harmless, and in the background."""
+"""Checkpoint files: whole or not at all, verified and harmless."""
 
 from __future__ import annotations
 
@@ -24,15 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine.checkpoint_file import (
-    AsyncCheckpointIO,
-    CheckpointIO,
-    TorchCheckpointIO,
-    newest_intact,
-    read,
-    snapshot,
-    write,
-)
+from engine.checkpoint_file import TorchCheckpointIO, newest_intact, read, write
 from engine.errors import CheckpointError, EngineWarning
 from torch import nn
 
@@ -356,101 +348,6 @@ def test_the_simple_io_saves_loads_and_removes(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
     with pytest.raises(TypeError, match="local files, which take none"):
         storage.save_checkpoint({}, tmp_path / "a.ckpt", storage_options={"acl": "private"})
-
-
-class _Slow(CheckpointIO):
-    """Writes when told to, and fails once where it has an error; counts what is under way."""
-
-    def __init__(self) -> None:
-        self.may_write = threading.Event()
-        self.running = self.most = 0
-        self.error: Exception | None = None
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        self.running += 1
-        self.most = max(self.most, self.running)
-        assert self.may_write.wait(10)
-        self.running -= 1
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
-        super().save_checkpoint(checkpoint, path)
-
-
-def test_the_next_step_cannot_change_an_asynchronous_save(tmp_path: Path) -> None:
-    slow = _Slow()
-    storage = AsyncCheckpointIO(slow)
-    checkpoint = _checkpoint()
-    storage.save_checkpoint(checkpoint, tmp_path / "a.ckpt")
-    checkpoint["state_dict"]["weight"].zero_()
-    checkpoint["lr_schedulers"][0]["last_lr"].append(7)
-    slow.may_write.set()
-    assert storage.load_checkpoint(tmp_path / "a.ckpt")["lr_schedulers"] == [{"last_lr": [0.1]}]
-    storage.teardown()
-    assert _same(read(tmp_path / "a.ckpt"), _checkpoint())
-
-
-def test_at_most_one_asynchronous_save_is_under_way(tmp_path: Path) -> None:
-    slow = _Slow()
-    storage = AsyncCheckpointIO(slow)
-    storage.save_checkpoint(_checkpoint(), tmp_path / "a.ckpt")
-    threading.Timer(0.05, slow.may_write.set).start()
-    storage.save_checkpoint(_checkpoint(), tmp_path / "b.ckpt")
-    storage.teardown()
-    assert slow.most == 1
-    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "b.ckpt"]
-
-
-@pytest.mark.parametrize("next_call", ["save", "load", "teardown"])
-def test_an_error_in_the_background_comes_up_at_the_next_call(tmp_path: Path, next_call: str) -> None:
-    write(_checkpoint(), tmp_path / "old.ckpt")
-    slow = _Slow()
-    slow.may_write.set()
-    slow.error = CheckpointError("disk full")
-    storage = AsyncCheckpointIO(slow)
-    storage.save_checkpoint(_checkpoint(), tmp_path / "a.ckpt")
-    storage.remove_checkpoint(tmp_path / "old.ckpt")
-    calls: dict[str, Callable[[], Any]] = {
-        "save": lambda: storage.save_checkpoint(_checkpoint(), tmp_path / "b.ckpt"),
-        "load": lambda: storage.load_checkpoint(tmp_path / "old.ckpt"),
-        "teardown": storage.teardown,
-    }
-    with pytest.raises(CheckpointError, match="disk full"):
-        calls[next_call]()
-    storage.teardown()
-    assert sorted(os.listdir(tmp_path)) == [*(["b.ckpt"] if next_call == "save" else []), "old.ckpt"]
-
-
-def test_a_removal_waits_for_the_save_before_it(tmp_path: Path) -> None:
-    write(_checkpoint(), tmp_path / "old.ckpt")
-    slow = _Slow()
-    storage = AsyncCheckpointIO(slow)
-    storage.save_checkpoint(_checkpoint(), tmp_path / "new.ckpt")
-    storage.remove_checkpoint(tmp_path / "old.ckpt")
-    assert (tmp_path / "old.ckpt").exists()
-    slow.may_write.set()
-    storage.teardown()
-    assert os.listdir(tmp_path) == ["new.ckpt"]
-    storage.remove_checkpoint(tmp_path / "new.ckpt")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_snapshot_keeps_sharing_views_and_kinds() -> None:
-    layer = nn.Linear(4, 4)
-    state = layer.state_dict()
-    value = {"state": state, "tied": layer.weight, "row": layer.weight[1], "nest": [1, (torch.ones(2), "a")]}
-    value |= {"sparse": torch.eye(3).to_sparse(), "conj": torch.ones(2, dtype=torch.complex64).conj()}
-    copied = snapshot(value)
-    assert type(copied["state"]) is type(state)
-    assert copied["state"]._metadata == state._metadata  # type: ignore[attr-defined]
-    assert copied["tied"].requires_grad
-    assert copied["nest"][1][1] == "a"
-    assert torch.equal(copied["sparse"].to_dense(), torch.eye(3))
-    with torch.no_grad():
-        layer.weight.zero_()
-        copied["state"]["weight"][1, 2] = 5.0
-    assert copied["row"][2] == copied["tied"][1, 2] == 5.0
-    assert copied["state"]["weight"].abs().sum() > 5.0
 
 
 def test_no_second_copy_is_held_while_saving(tmp_path: Path) -> None:

@@ -338,3 +338,38 @@ def test_validation_never_changes_training(parity: str | None) -> None:
         return model.layer.weight.detach()
 
     assert torch.equal(train(0), train(3)) is (parity is None)
+
+
+@PARITY
+@pytest.mark.parametrize("saver", [{"every_n_train_steps": 2}, {"every_n_epochs": 1, "save_on_train_epoch_end": False}])
+def test_a_checkpoint_holds_what_the_module_does_in_the_hook_of_its_moment(
+    parity: str | None, saver: dict[str, Any], tmp_path: Path
+) -> None:
+    class Student(BoringModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.Linear(1, 1).requires_grad_(False)
+
+        def follow(self) -> None:
+            for old, new in zip(self.teacher.parameters(), self.layer.parameters(), strict=True):
+                old.lerp_(new.detach().mean(), 0.5)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.follow()
+
+        def on_validation_end(self) -> None:
+            if not self.trainer.sanity_checking:
+                self.follow()
+
+    def run(ckpt_path: Path | None = None) -> list[float]:
+        torch.manual_seed(1)
+        module, saving = Student(), ModelCheckpoint(tmp_path, save_top_k=-1, **saver)
+        options = {"parity": parity, "enable_checkpointing": True, "max_epochs": 2}
+        trainer = quiet_trainer(callbacks=[saving], **options)
+        trainer.fit(module, loader(8, 2), loader(4, 2), ckpt_path=ckpt_path)
+        return [parameter.item() for parameter in module.teacher.parameters()]
+
+    through = run()
+    resumed = [run(path) for path in sorted(tmp_path.glob("*.ckpt"))[:-1]]
+    assert resumed
+    assert all(teacher == through for teacher in resumed) is (parity is None)

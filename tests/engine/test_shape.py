@@ -66,7 +66,7 @@ LAYERS: dict[int, list[str]] = {
     5: words("callbacks loggers"),
     6: words(
         """trainer trainer_legacy trainer_view trainer_services tuner defaults verify preflight aliases utilities
-        plugins core __init__ __main__"""
+        plugins core checkpoint_async __init__ __main__"""
     ),
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

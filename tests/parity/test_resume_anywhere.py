@@ -34,6 +34,7 @@ def breaker(fw: Framework, place: str, after: int, path: str) -> Any:
     """A callback that saves a checkpoint at the `after`-th call of the hook `place`, and breaks the run off."""
 
     class Break(fw.Callback):  # type: ignore[name-defined, misc]
+        runs_last = True  # as those that save do: what the module does in that hook is in the checkpoint
         calls = 0
 
         def act(self, trainer: Any) -> None:
@@ -105,6 +106,7 @@ def test_a_run_broken_off_anywhere_goes_on_as_if_nothing_had_been(job: Job, plac
     options = {k: v for k, v in job.trainer.items() if k != "max_steps"}
     job = dataclasses.replace(job, resume_after=None, then=(), watch_hooks=False, logs=logs, trainer=options)
     assume("fast_dev_run" not in job.trainer)
+    assume("adds_a_group" not in job.odd)  # its model has another parameter after the first epoch than a new one
     try:
         Player(fw, job).fit()
     except Exception:

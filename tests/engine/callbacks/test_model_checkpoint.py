@@ -14,7 +14,8 @@ import engine
 import pytest
 import torch
 from engine.callbacks import Checkpoint, ModelCheckpoint
-from engine.checkpoint_file import AsyncCheckpointIO, read
+from engine.checkpoint_async import AsyncCheckpointIO
+from engine.checkpoint_file import read
 from engine.errors import EngineWarning, MisconfigurationException
 from engine.strategies import SingleDeviceStrategy
 from hypothesis import HealthCheck, given, settings

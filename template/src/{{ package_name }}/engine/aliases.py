@@ -22,7 +22,9 @@ _RANK_ZERO = dict.fromkeys(
 )
 _STATES = dict.fromkeys(("RunningStage", "TrainerFn", "TrainerState", "TrainerStatus"), "states")
 _SUMMARY = dict.fromkeys(("ModelSummary", "LayerSummary", "summarize", "get_human_readable_count"), "summary")
-_IO = dict.fromkeys(("CheckpointIO", "TorchCheckpointIO", "AsyncCheckpointIO"), "checkpoint_file")
+_IO = dict.fromkeys(("CheckpointIO", "TorchCheckpointIO"), "checkpoint_file") | {
+    "AsyncCheckpointIO": "checkpoint_async"
+}
 _PRECISION = dict.fromkeys(
     ("Precision", "MixedPrecision", "HalfPrecision", "DoublePrecision", "Float8Precision"), "precision"
 )

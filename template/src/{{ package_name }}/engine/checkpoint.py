@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint_file import newest_intact, snapshot
+from .checkpoint_file import newest_intact
 from .data import flattened
 from .distributed import log, rank_zero_info, rank_zero_warn
 from .errors import CheckpointError, MisconfigurationException
@@ -98,7 +98,7 @@ def exact_state(run: Run) -> dict[str, Any]:
         },
         "metric_steps": dict(run.trainer.metric_steps),
     }
-    ranks = run.strategy.gather_objects(snapshot(own)) if run.strategy.is_distributed else [own]
+    ranks = run.strategy.gather_objects(move_data_to_device(own, "cpu")) if run.strategy.is_distributed else [own]
     writing = run.loggers if run.strategy.is_global_zero else []
     loggers: list[Any] = [getattr(logger, "state_dict", dict)() for logger in writing]
     exact = run.trainer.is_between_batches

@@ -1,7 +1,7 @@
 """A checkpoint as bytes on disk: written whole or not at all, verified when read, and never run as code.
 
-Owns: one file, and the `CheckpointIO` objects that write it now or in the background.
-Does not own: what a checkpoint holds (`checkpoint`) and how long it is kept (the ModelCheckpoint callback).
+Owns: one file, and the `CheckpointIO` that writes it. Does not own: what a checkpoint holds (`checkpoint`), writing in
+the background (`checkpoint_async`) and how long it is kept (the ModelCheckpoint callback).
 
 A file is what `torch.save` writes, a zip archive that torch and Lightning read, with a checksum of all its bytes in the
 archive's comment. The disk is told to begin while torch is still writing; reading maps the file into memory.
@@ -9,7 +9,6 @@ archive's comment. The disk is told to begin while torch is still writing; readi
 
 from __future__ import annotations
 
-import copy
 import errno
 import importlib
 import os
@@ -18,13 +17,12 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch import Tensor
 
 from .distributed import log, rank_zero_warn
 from .errors import CheckpointError, did_you_mean
@@ -332,113 +330,3 @@ class CheckpointIO:
 
 class TorchCheckpointIO(CheckpointIO):
     """Local files, under Lightning's name."""
-
-
-class AsyncCheckpointIO(CheckpointIO):
-    """Writes in the background: `save_checkpoint` returns when everything is copied to host memory.
-
-    At most one save is under way: the next one, loading and `teardown` wait for it, and raise what went wrong in it;
-    the next one begins all the same. Removals wait in the same line, and are left out after a failed save, so that the
-    last good file stays.
-
-    Args:
-        checkpoint_io: Does the writing; None: `TorchCheckpointIO`.
-    """
-
-    def __init__(self, checkpoint_io: CheckpointIO | None = None) -> None:
-        self.checkpoint_io = checkpoint_io or TorchCheckpointIO()
-        self._worker: ThreadPoolExecutor | None = None
-        self._pending: list[Future[Any]] = []
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Copy the checkpoint and begin to write it.
-
-        Raises:
-            CheckpointError: The save before this one failed; its `path` is that one's, and this one is under way.
-        """
-        failure = None
-        try:
-            self._wait()
-        except CheckpointError as error:
-            failure = error
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "checkpoint-write")
-        arguments = (snapshot(checkpoint), path, *(() if storage_options is None else (storage_options,)))
-        self._pending = [self._worker.submit(self.checkpoint_io.save_checkpoint, *arguments)]
-        if failure is not None:
-            raise failure
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint, after the save under way."""
-        self._wait()
-        return self.checkpoint_io.load_checkpoint(path, map_location, weights_only)
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint after the save under way, if that succeeds."""
-        if self._worker is None or not self._pending:
-            self.checkpoint_io.remove_checkpoint(path)
-            return
-        saving = self._pending[0]
-        self._pending.append(self._worker.submit(self._remove_after, saving, path))
-
-    def _remove_after(self, saving: Future[Any], path: str | Path) -> None:
-        if saving.exception() is None:
-            self.checkpoint_io.remove_checkpoint(path)
-
-    def teardown(self) -> None:
-        """Wait for everything; raises what went wrong in the last save."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.shutdown()
-        try:
-            self._wait()
-        finally:
-            self.checkpoint_io.teardown()
-
-    def _wait(self) -> None:
-        pending, self._pending = self._pending, []
-        for task in pending:
-            task.result()
-
-
-def snapshot(value: Any) -> Any:
-    """Return a copy in host memory that later training steps cannot change; tensors that share memory still do.
-
-    Args:
-        value: A checkpoint or any part of one.
-    """
-    return _copy(value, {})
-
-
-def _copy(value: Any, storages: dict[tuple[torch.device, int, int], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return _copy_tensor(value, storages)
-    if isinstance(value, dict):
-        copied = copy.copy(value)  # keeps the class, and the `_metadata` of a state_dict
-        for key, item in value.items():
-            copied[key] = _copy(item, storages)
-        return copied
-    if type(value) in (list, tuple):
-        return type(value)(_copy(item, storages) for item in value)
-    return copy.deepcopy(value)
-
-
-def _copy_tensor(tensor: Tensor, storages: dict[tuple[torch.device, int, int], Tensor]) -> Tensor:
-    plain = tensor.detach()
-    if (
-        plain.layout != torch.strided
-        or plain.is_quantized
-        or plain.is_conj()
-        or plain.is_neg()
-        or type(plain) is not Tensor
-    ):
-        return plain.to("cpu", copy=True)
-    storage = plain.untyped_storage()
-    key = (plain.device, storage.data_ptr(), storage.nbytes())
-    if key not in storages:
-        storages[key] = torch.empty(0, dtype=torch.uint8, device=plain.device).set_(storage).to("cpu", copy=True)
-    host = storages[key].untyped_storage()
-    copied = torch.empty(0, dtype=plain.dtype).set_(host, plain.storage_offset(), plain.size(), plain.stride())
-    return copied.requires_grad_(tensor.requires_grad)

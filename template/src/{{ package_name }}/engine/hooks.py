@@ -236,7 +236,8 @@ class Callback:
     """
 
     runs_last: bool = False
-    """True: its `on_train_epoch_end` runs after the module's, because it watches what is logged there."""
+    """True: at the end of a batch, a validation and an epoch it runs after the module, whose work there it watches or
+    saves."""
     role: str = ""
     """How the trainer finds and orders it: "", "tuner", "bar", "summary", "early_stopping" or "checkpoint"."""
 
