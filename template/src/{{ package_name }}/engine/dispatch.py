@@ -19,7 +19,7 @@ from .hooks import Callback, DataHooks
 from .results import Results
 
 HookFunction = Callable[..., Any]
-_ENDS = ("on_train_batch_end", "on_validation_end", "on_train_epoch_end")
+_SAVING = ("on_train_batch_end", "on_validation_end")
 _WITHOUT_DATALOADER = {"on_train_batch_start", "on_train_batch_end"}
 
 
@@ -130,8 +130,8 @@ class HookTable:
         return self._timed(function, self.module, name)
 
     def _functions(self, name: str) -> tuple[HookFunction, ...]:
-        ends = ("on_train_epoch_end",) if self.trainer.parity else _ENDS
-        is_late = [name in ends and callback.runs_last for callback in self.callbacks]
+        watches, saves = name == "on_train_epoch_end", name in _SAVING and not self.trainer.parity
+        is_late = [c.runs_last and (watches or (saves and c.role == "checkpoint")) for c in self.callbacks]
         early, late = (
             [callback for callback, waits in zip(self.callbacks, is_late, strict=True) if waits is last]
             for last in (False, True)

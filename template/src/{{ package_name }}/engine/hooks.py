@@ -236,8 +236,8 @@ class Callback:
     """
 
     runs_last: bool = False
-    """True: at the end of a batch, a validation and an epoch it runs after the module, whose work there it watches or
-    saves."""
+    """True: its `on_train_epoch_end` runs after the module's, because it watches what is logged there; of the role
+    "checkpoint" `on_train_batch_end` and `on_validation_end` as well, because what the module does there is saved."""
     role: str = ""
     """How the trainer finds and orders it: "", "tuner", "bar", "summary", "early_stopping" or "checkpoint"."""
 
