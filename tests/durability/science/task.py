@@ -49,6 +49,7 @@ class Task(LightningModule):
         self.automatic_optimization = job != "manual"
         self.error = MeanAbsoluteError()
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+        self.teacher = nn.Linear(4, 8).requires_grad_(False)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Note what was seen; in manual mode, two optimizers take turns."""
@@ -70,6 +71,11 @@ class Task(LightningModule):
             for scheduler in self.lr_schedulers():
                 scheduler.step()
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the teacher follow, at the very moment at which checkpoints are written."""
+        for slow, fast in zip(self.teacher.parameters(), self.net[0].parameters(), strict=True):
+            slow.lerp_(fast.detach(), 0.3)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss."""
