@@ -108,7 +108,7 @@ def test_a_run_broken_off_anywhere_goes_on_as_if_nothing_had_been(job: Job, plac
     # A run that has taken its last step is done: nothing is left to resume.
     options = {k: v for k, v in job.trainer.items() if k != "max_steps"}
     job = dataclasses.replace(job, resume_after=None, then=(), watch_hooks=False, logs=logs, trainer=options)
-    job = dataclasses.replace(job, stop_at=None)  # not kept: whoever resumes a run that was asked to stop wants to go on
+    job = dataclasses.replace(job, stop_at=None)  # not kept: whoever resumes a stopped run wants to go on
     assume("fast_dev_run" not in job.trainer)
     assume("adds_a_group" not in job.odd)  # its model has another parameter after the first epoch than a new one
     try:
