@@ -214,6 +214,19 @@ def test_resume_auto_starts_afresh_when_nothing_is_unfinished(project: Project) 
     assert [project.status(run)["steps"] for run in project.runs()] == [BATCHES, BATCHES]
 
 
+def test_an_unfinished_run_whose_folder_cannot_be_written_is_named(project: Project) -> None:
+    project.succeed("fit", *SHORT, "-o", "trainer.max_epochs=1")
+    (run,) = project.runs()
+    (run / "status.json").write_text(json.dumps({**project.status(run), "status": "running"}))
+    (run / ".lock").unlink(missing_ok=True)
+    (run / ".lock").mkdir()  # what no permission keeps root from writing to
+    result = project.run("fit", *SHORT, "-o", "trainer.max_epochs=2", "--resume", "auto")
+
+    assert result.returncode == 2
+    assert f"{run.name} cannot be written: Is a directory" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
 def test_runs_started_together_have_folders_of_their_own(project: Project) -> None:
     together = [project.start("fit", *SHORT, "-o", "trainer.max_epochs=1", "-o", "name=twin") for _ in range(3)]
     for process in together:

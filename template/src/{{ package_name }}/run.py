@@ -165,10 +165,7 @@ def start(
             _keep_and_write(run.path / "uv.lock", lock.read_text(encoding="utf-8"))
         run.update(command=command, status="running", started=_now(), checkpoint=run.checkpoint)
     except OSError as error:
-        raise ProjectError(
-            f"The folder {error.filename or config.runs} cannot be written: {error.strerror}. "
-            "Make it writable, or put runs elsewhere: -o runs_dir=PATH."
-        ) from None
+        raise _unwritable(error.filename or config.runs, error) from None
     ranks.tell(json.dumps([str(run.path), run.checkpoint and str(run.checkpoint)]))
     return run
 
@@ -183,8 +180,15 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """Take a run's folder for this process; None when a living process has it. A killed process has it no longer."""
-    lock = (path / ".lock").open("w")
+    """Take a run's folder for this process; None when a living process has it. A killed process has it no longer.
+
+    Raises:
+        ProjectError: The folder cannot be written.
+    """
+    try:
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise _unwritable(path, error) from None
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,6 +198,13 @@ def try_lock(path: Path) -> IO[str] | None:
     except OSError:  # a file system without locks, such as a mounted bucket: as on Windows
         pass
     return lock
+
+
+def _unwritable(folder: str | Path, error: OSError) -> ProjectError:
+    return ProjectError(
+        f"The folder {folder} cannot be written: {error.strerror}. "
+        "Make it writable, or put runs elsewhere: -o runs_dir=PATH."
+    )
 
 
 def _new_run(config: Config, command: str, checkpoint: Path | None) -> Run:
