@@ -237,6 +237,39 @@ def test_a_checkpoint_written_after_a_test_continues_the_training(tmp_path: Path
     assert torch.equal(whole.layer.weight, second.layer.weight)
 
 
+@pytest.mark.parametrize("kept_by", ["manual_optimization", "optimizer_zero_grad"])
+def test_gradients_that_are_kept_beyond_an_epoch_continue(tmp_path: Path, kept_by: str) -> None:
+    class Keeping(BoringModel):
+        """Clears its gradients at every second batch of the run, of which an epoch has three."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = kept_by != "manual_optimization"
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            if not self.automatic_optimization:
+                self.manual_backward(loss)
+                self.optimizers().step()
+                if self.trainer.total_batches % 2:
+                    self.optimizers().zero_grad()
+            return loss
+
+        if kept_by == "optimizer_zero_grad":
+
+            def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+                if self.trainer.total_batches % 2 == 0:
+                    optimizer.zero_grad()
+
+    whole, second = Keeping(), Keeping()
+    quiet_trainer(max_epochs=2).fit(whole, loader(6, 2))
+    first = quiet_trainer(max_epochs=1)
+    first.fit(Keeping(), loader(6, 2))
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    quiet_trainer(max_epochs=2).fit(second, loader(6, 2), ckpt_path=tmp_path / "one.ckpt")
+    assert torch.equal(whole.layer.weight, second.layer.weight)
+
+
 def test_resuming_beyond_max_epochs_says_what_to_set(tmp_path: Path) -> None:
     trainer, _ = train("plain")
     trainer.save_checkpoint(tmp_path / "two.ckpt")

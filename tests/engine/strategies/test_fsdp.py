@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine import Callback
-from engine.callbacks import ModelCheckpoint
+from engine.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from engine.errors import CheckpointError, MisconfigurationException
 from engine.strategies import FSDPStrategy
 from torch import nn
@@ -62,6 +62,23 @@ def test_a_checkpoint_is_resumed_by_any_number_of_processes(kind: str, tmp_path:
     for processes, strategy in ((1, "auto"), (2, FSDPStrategy(state_dict_type=kind)), (2, "ddp")):
         resumed, _ = fit(processes, strategy, max_epochs=3, ckpt_path=last)
         torch.testing.assert_close(weights(resumed), weights(whole), rtol=1e-4, atol=1e-5)
+
+
+AVERAGES = {
+    "ema": lambda: EMAWeightAveraging(decay=0.8),
+    "swa": lambda: StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=1),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_weights_are_averaged_and_resumed_as_by_one_process(name: str, tmp_path: Path) -> None:
+    alone, _ = fit(1, "auto", max_epochs=3, callbacks=[AVERAGES[name]()])
+    saver = ModelCheckpoint(tmp_path, save_top_k=-1)
+    whole, _ = fit(2, "fsdp", max_epochs=3, callbacks=[AVERAGES[name](), saver], enable_checkpointing=True)
+    torch.testing.assert_close(weights(whole), weights(alone), rtol=1e-4, atol=1e-5)
+    middle = next(tmp_path.glob("epoch=1-*.ckpt"))
+    resumed, _ = fit(3, "fsdp", max_epochs=3, callbacks=[AVERAGES[name]()], ckpt_path=middle)
+    torch.testing.assert_close(weights(resumed), weights(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_after_training_the_module_is_an_ordinary_one(tmp_path: Path) -> None:

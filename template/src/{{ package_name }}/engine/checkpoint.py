@@ -113,9 +113,10 @@ def val_states(run: Run) -> dict[str, Any] | None:
 
 
 def gradients(run: Run) -> dict[str, Tensor]:
-    """Return the gradients that a later step uses: within an accumulation window, or any in manual mode."""
-    pending = run.progress.inside_epoch and not run.progress.is_last_batch
-    pending = pending and (not run.module.automatic_optimization or run.progress.batch_idx % run.window != 0)
+    """Return the gradients a later step may use: in an accumulation window, or where the module clears them."""
+    pending = run.progress.inside_epoch and not run.progress.is_last_batch and run.progress.batch_idx % run.window != 0
+    if not run.parity:
+        pending |= not run.module.automatic_optimization or run.hooks.module_overrides("optimizer_zero_grad")
     named = run.module.named_parameters() if pending else ()
     return {name: parameter.grad for name, parameter in named if parameter.grad is not None}
 

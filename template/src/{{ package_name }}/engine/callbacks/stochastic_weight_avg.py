@@ -125,7 +125,7 @@ class StochasticWeightAveraging(Callback):
         # The scheduler must be there before its state is loaded, which comes next.
         self._begin(trainer, pl_module)
         for name, average in self._average.items():
-            average.copy_(self._restored[name])
+            average.copy_(trainer.strategy.part_of(self._restored[name], average))
         self._restored = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,6 +133,7 @@ class StochasticWeightAveraging(Callback):
         epoch = trainer.current_epoch
         if not self.swa_start <= epoch <= self.swa_end:
             return
+        trainer.strategy.keep_parts()
         if not self._average:
             self._begin(trainer, pl_module)
         if epoch > self._latest_update_epoch:
@@ -144,6 +145,7 @@ class StochasticWeightAveraging(Callback):
         is_over = self._max_epochs == -1 or trainer.current_epoch - 1 == self.swa_end or not trainer.parity
         if not self._n_averaged or not is_over or trainer.interrupted:
             return
+        trainer.strategy.keep_parts()
         with torch.no_grad():
             for name, parameter in pl_module.named_parameters():
                 parameter.copy_(self._average[name])

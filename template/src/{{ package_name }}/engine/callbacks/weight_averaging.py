@@ -88,7 +88,7 @@ class WeightAveraging(Callback):
             self._n_averaged = 0
         for (name, _), average in self._pairs(pl_module):
             if name in self._restored:
-                average.copy_(self._restored[name])
+                average.copy_(trainer.strategy.part_of(self._restored[name], average))
         self._restored = {}
 
     def on_train_batch_end(
@@ -136,6 +136,7 @@ class WeightAveraging(Callback):
 
     def _pairs(self, pl_module: LightningModule) -> Iterator[tuple[tuple[str, Tensor], Tensor]]:
         """Return pairs of (name, tensor of the module) and its average."""
+        pl_module.trainer.strategy.keep_parts()
         tensors = list(_tensors(pl_module))
         assert self._average is not None
         if len(tensors) != len(self._average):

@@ -167,6 +167,13 @@ class Strategy:
         weights: dict[str, Any] = self.module.state_dict()
         return weights
 
+    def keep_parts(self) -> None:
+        """Leave this rank its part of each parameter, as its optimizer has it; evaluation has the whole ones."""
+
+    def part_of(self, value: Tensor, like: Tensor) -> Tensor:
+        """Return this rank's part of a whole tensor if `like` is a part, else the tensor."""
+        return value
+
     def optimizer_state_dict(self, optimizer: Any) -> dict[str, Any]:
         """Return an optimizer's state as it goes into a checkpoint. A collective for sharded modules."""
         state: dict[str, Any] = optimizer.state_dict()

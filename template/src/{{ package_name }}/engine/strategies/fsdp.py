@@ -170,20 +170,24 @@ class FSDPStrategy(ProcessesStrategy):
 
     def module_state_dict(self) -> dict[str, Any]:
         """Return the weights, each as this rank's part; `save_checkpoint` makes them whole where that is asked for."""
-        self._set_whole(False)
+        self.keep_parts()
         return super().module_state_dict()
+
+    def keep_parts(self) -> None:
+        """Give up what was gathered."""
+        self._set_whole(False)
+
+    def part_of(self, value: Any, like: Any) -> Any:
+        """Return this rank's part of a whole tensor if `like` is a part, else the value."""
+        if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+            return value
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
     def load_optimizer_state_dict(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Load a state with whole tensors: of each, this rank's part."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-        def part(value: Any, like: Any) -> Any:
-            if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
-                return value
-            return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
         kept = {
-            index: {name: part(value, parameters[index]) for name, value in entry.items()}
+            index: {name: self.part_of(value, parameters[index]) for name, value in entry.items()}
             for index, entry in state["state"].items()
         }
         super().load_optimizer_state_dict(optimizer, {**state, "state": kept})
