@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,6 +128,22 @@ def test_new_layers_and_the_default_dtype_after_an_error() -> None:
         assert nn.Linear(1, 1).weight.dtype == torch.float64
         raise KeyError
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_context_of_ones_own_holds_for_the_layers_that_are_made_too() -> None:
+    class Halved(DoublePrecision):
+        def forward_context(self) -> AbstractContextManager[None]:
+            return HalfPrecision("bf16-true").forward_context()
+
+    with Halved().init_context():
+        assert nn.Linear(1, 1).weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_a_module_made_in_the_trainers_context_has_the_dtype_of_training(name: Any, dtype: torch.dtype) -> None:
+    with quiet_trainer(precision=name).init_module():
+        assert BoringModel().layer.weight.dtype == dtype
+    assert BoringModel().layer.weight.dtype == torch.float32
 
 
 def test_the_plain_precision_asks_nothing_of_the_loop() -> None:

@@ -108,6 +108,19 @@ def test_the_window_slides(now: list[float]) -> None:
     assert rates(logger, "train")[-1]["device/batches_per_sec"] == pytest.approx(0.5)
 
 
+def test_a_hook_of_a_subclass_is_called_when_it_is_due_and_no_more(now: list[float]) -> None:
+    class Mine(ThroughputMonitor):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            super().on_train_start(trainer, pl_module)
+            called.append(str(trainer.state.stage))
+
+    called: list[str] = []
+    trainer = quiet_trainer(callbacks=[Mine()], logger=ListLogger(), max_epochs=2)
+    trainer.fit(Timed(now), loader(), loader())
+    trainer.validate(Timed(now), loader())
+    assert called == ["train"]
+
+
 def test_test_and_predict(now: list[float]) -> None:
     logger = ListLogger()
     trainer = quiet_trainer(callbacks=[ThroughputMonitor()], logger=logger)

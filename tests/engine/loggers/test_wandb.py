@@ -74,6 +74,16 @@ def test_metrics_and_config_in_the_offline_file(tmp_path: Path) -> None:
     assert (run.project, run.display_name) == ("demo", "blue")
 
 
+def test_texts_are_sent_as_the_tables_are_also_by_a_subclass() -> None:
+    class Mine(WandbLogger):
+        def log_table(self, key: str, *args: Any, **kwargs: Any) -> None:
+            sent.append((key, args, kwargs))
+
+    sent: list[Any] = []
+    Mine().log_text("words", ["word"], data=[["yes"]], step=3)
+    assert sent == [("words", (["word"],), {"data": [["yes"]], "step": 3})]
+
+
 def test_a_resumed_fit_takes_its_id_unless_another_is_given() -> None:
     fresh, chosen = WandbLogger(), WandbLogger(version="mine")
     for logger in (fresh, chosen):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import engine
+import numpy as np
 import pytest
 import torch
 from engine.fit import fit
 from engine.tuner.trial import beside, holders, set_attribute, unchanged
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from tests.engine.callbacks.scripted import Scripted, rows, trainer
 
@@ -116,6 +120,66 @@ def test_an_error_in_a_trial_leaves_nothing_either(tmp_path: Path) -> None:
     trainer(tmp_path, probe, max_epochs=1, limit_val_batches=0).fit(Fails(), rows(), rows())
     for before, after in zip(probe.before[:3], probe.after[:3], strict=True):
         assert same(before, after)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_loaders_and_the_generators_of_the_data_are_as_before_a_trial(tmp_path: Path, fails: bool) -> None:
+    class Noisy(TensorDataset):
+        def __init__(self) -> None:
+            super().__init__(torch.ones(12, 3), torch.ones(12, 1))
+            self.noise = torch.Generator().manual_seed(1)
+
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index), torch.rand(1, generator=self.noise)
+
+    class Fails(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            random.random(), np.random.rand(), torch.rand(1)
+            if fails and self.trainer.global_step == 3:
+                raise RuntimeError("in a trial")
+            return super().training_step(batch[0], batch_idx)
+
+    class Look(Probe):
+        def look(self, trainer: Any, net: Any) -> Any:
+            of_all = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+            return [*map(id, trainer.loaders.values())], [g.get_state() for g in generators], of_all
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            self.before = self.look(trainer, pl_module)
+            with suppress(RuntimeError), unchanged(trainer.run), beside(trainer.run, max_steps=self.steps) as trial:
+                fit(trial)
+            self.after = self.look(trainer, pl_module)
+            trainer.limit_train_batches = 0
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            pass
+
+    data = Noisy()
+    generators = [torch.Generator().manual_seed(2), torch.Generator().manual_seed(3), data.noise]
+    sampler = RandomSampler(data, generator=generators[0])
+    loader = DataLoader(data, batch_size=3, sampler=sampler, generator=generators[1])
+    probe = Look()
+    with pytest.raises(RuntimeError, match="in a trial") if fails else nullcontext():
+        trainer(tmp_path, probe, max_epochs=1, limit_val_batches=0).fit(Fails(), loader)
+    assert same(probe.before, probe.after)
+
+
+def test_a_trial_in_training_sees_the_loaders_of_the_run(tmp_path: Path) -> None:
+    class Sees(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            seen.append((self.trainer.num_training_batches, self.trainer.num_val_batches, self.trainer.val_dataloaders))
+            return super().training_step(batch, batch_idx)
+
+    class Midway(engine.Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch == 1:
+                with unchanged(trainer.run), beside(trainer.run, max_steps=1) as trial:
+                    fit(trial)
+
+    seen: list[Any] = []
+    trainer(tmp_path, Midway(), max_epochs=2, limit_train_batches=2).fit(Sees(), rows(), rows())
+    assert len(seen) == 5
+    assert [one == seen[0] for one in seen] == [True] * 5
 
 
 def test_a_trial_in_the_middle_of_training_changes_nothing(tmp_path: Path) -> None:
