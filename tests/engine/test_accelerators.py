@@ -74,6 +74,14 @@ def test_a_project_adds_a_kind_of_device(registry: None) -> None:
     assert pickle.loads(pickle.dumps(select_accelerator("meta"))) is select_accelerator("meta")
 
 
+def test_a_kind_that_has_nothing_to_do_before_its_processes_start_says_none(registry: None) -> None:
+    mine = dataclasses.replace(accelerators.registered("cpu"), name="mine", count=lambda: 2, before_launch=None)
+    register(mine)
+    strategy = select_strategy(accelerator="mine", devices=2)
+    strategy.before_launch()  # type: ignore[attr-defined]
+    assert strategy.world_size == 2
+
+
 def test_a_kind_that_a_new_process_does_not_know_says_what_to_do(registry: None) -> None:
     with pytest.raises(MisconfigurationException, match="top of the module"):
         accelerators.registered("nowhere")

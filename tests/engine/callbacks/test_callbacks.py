@@ -40,6 +40,23 @@ def test_importing_the_package_imports_no_callback() -> None:
     assert subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.parametrize("name", ["LearningRateFinder", "BatchSizeFinder"])
+def test_a_search_has_a_path_among_the_callbacks_that_loads_it_when_asked(name: str) -> None:
+    path = f"engine.callbacks.{callbacks._MODULES[name]}"
+    code = f"""
+import sys, {path}
+before = sorted(module for module in sys.modules if module.startswith("engine.tuner"))
+assert not hasattr({path}, "nothing")
+from {path} import {name}
+import engine.callbacks, engine.tuner
+assert {name} is engine.callbacks.{name} is engine.tuner.{name}
+assert "{name}" in dir({path})
+print(before)
+"""
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_type_checkers_see_the_same_names() -> None:
     stub = ast.parse((FOLDER / "__init__.pyi").read_text())
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]

@@ -30,7 +30,7 @@ class Accelerator:
         missing: What to do when it is not available.
         is_numbered: Whether a process that sees several chooses one by its number; else it has one of its own.
         strategy: The only `strategy=` that works with it; None: those of several processes all do.
-        before_launch: Called with the number of processes, before the first of them is started.
+        before_launch: Called with the number of processes, before the first of them is started; None: nothing is.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Accelerator:
     missing: str
     is_numbered: bool = True
     strategy: str | None = None
-    before_launch: Callable[[int], Any] = lambda count: None
+    before_launch: Callable[[int], Any] | None = None
 
     def device(self, index: int) -> torch.device:
         """Return the device with this index."""

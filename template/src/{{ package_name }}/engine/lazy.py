@@ -11,7 +11,7 @@ from typing import Any
 
 
 def lazily(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return a package's `__getattr__` and `__dir__`.
+    """Return the `__getattr__` and `__dir__` of a package, or of a module that has names from elsewhere.
 
     Args:
         package: Its `__name__`.
@@ -38,6 +38,7 @@ def submodule(package: str, name: str, offered: Iterable[str]) -> ModuleType:
     Raises:
         AttributeError: There is no such module.
     """
-    if not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
+    is_package = "__path__" in vars(sys.modules[package])
+    if is_package and not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
         return importlib.import_module(f"{package}.{name}")
     raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {', '.join(offered) or 'nothing'}")

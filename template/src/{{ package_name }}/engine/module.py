@@ -40,15 +40,15 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
     CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
     CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
     CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
+    automatic_optimization: bool = True
+    strict_loading: bool = True
+    example_input_array: Any = None
     _trainer: Any = None
     _results: Any = None
     _cached_device: torch.device | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.automatic_optimization: bool = True
-        self.strict_loading: bool = True
-        self.example_input_array: Any = None
         self._optimizer_requires_grad: dict[nn.Parameter, bool] = {}
 
     # What the user writes.

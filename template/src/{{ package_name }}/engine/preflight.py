@@ -154,9 +154,10 @@ class Preflight:
 
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             batch_idx = self.run.progress.batch_idx
-            if not self._at_once:
+            is_tensor = isinstance(loss, Tensor)  # else an object with a `backward` of its own
+            if is_tensor and not self._at_once:
                 self._keep(loss, batch_idx)
-            elif loss.numel() == 1 and not isfinite(loss.item()):
+            elif is_tensor and loss.numel() == 1 and not isfinite(loss.item()):
                 cause = _find_cause(self.run.module, self.run.train_results.batch)
                 self._stop(loss.item(), self.run.progress.epoch, batch_idx, cause)
             inner(loss, *args, **kwargs)

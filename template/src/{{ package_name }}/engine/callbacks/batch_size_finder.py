@@ -5,8 +5,9 @@ It runs steps of the loop, so it lives above the trainer, in `tuner`; callbacks 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
 
 if TYPE_CHECKING:
     from ..tuner.batch_size_scaling import BatchSizeFinder
@@ -14,7 +15,4 @@ if TYPE_CHECKING:
 __all__ = ["BatchSizeFinder"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "BatchSizeFinder":
-        return getattr(importlib.import_module("..tuner.batch_size_scaling", __package__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazily(__name__, {"BatchSizeFinder": "..tuner.batch_size_scaling"})

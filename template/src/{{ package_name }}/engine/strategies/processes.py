@@ -107,7 +107,8 @@ class ProcessesStrategy(Strategy):
 
     def before_launch(self) -> None:
         """Prepare the environment that processes started from here will have."""
-        self.accelerator.before_launch(len(self.devices))
+        if self.accelerator.before_launch is not None:
+            self.accelerator.before_launch(len(self.devices))
 
     def launch(self, trainer: Any, name: str, *args: Any) -> Any:
         """Call `trainer.<name>(*args)` on every rank; return what it returned here, or on rank 0 of the workers.
