@@ -23,6 +23,8 @@ from engine.module import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.engine.toys import quiet_trainer
+
 
 class Mode(enum.Enum):
     """A choice."""
@@ -280,6 +282,22 @@ def test_load_restores_arguments_and_weights(tmp_path: Path) -> None:
     assert torch.equal(loaded.layer.weight, net.layer.weight)
     loaded.layer.weight.data.zero_()
     assert torch.equal(Net.load_from_checkpoint(tmp_path / "a.ckpt").layer.weight, net.layer.weight)
+
+
+def test_a_class_may_name_the_keys_of_its_hyper_parameters(tmp_path: Path) -> None:
+    class Named(Net):
+        CHECKPOINT_HYPER_PARAMS_KEY = "mine"
+        CHECKPOINT_HYPER_PARAMS_NAME = "mine_as"
+
+        def predict_step(self, batch: Any) -> Any:
+            return batch
+
+    path, trainer = tmp_path / "a.ckpt", quiet_trainer()
+    trainer.predict(Named(8), [1])
+    trainer.save_checkpoint(path)
+    assert {"mine", "mine_as"} <= set(read(path))
+    assert "hyper_parameters" not in read(path)
+    assert Named.load_from_checkpoint(path).hparams["width"] == 8
 
 
 def test_load_takes_overrides_and_refuses_unknown_ones(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def callback_states(run: Run) -> dict[str, Any]:
 
 
 def _dump_hparams(checkpoint: dict[str, Any], module: Any, datamodule: Any) -> None:
-    for owner, prefix in ((module, ""), (datamodule, "datamodule_")):
+    for owner in (module, datamodule):
         if owner is not None and owner.hparams_to_save:
-            checkpoint[f"{prefix}hparams_name"] = owner._hparams_name
-            checkpoint[f"{prefix}hyper_parameters"] = pack(owner.hparams_to_save)
+            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+            checkpoint[owner.CHECKPOINT_HYPER_PARAMS_KEY] = pack(owner.hparams_to_save)
 
 
 def exact_state(run: Run) -> dict[str, Any]:

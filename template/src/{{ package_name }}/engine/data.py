@@ -223,7 +223,7 @@ class Feed:
         self.limit = limit
         self._walk = Walk(self.loader)
         self._iterator: Any = None
-        self._resume: Any = None  # the state to go on from
+        self._resume: dict[str, Any] | None = None  # the state to go on from
         self._ahead: list[Any] = []  # batches that were fetched and not yet given out
         self._is_at_end = False  # the epoch's last batch was given out
         self.all_have: Callable[[bool], bool] | None = None
@@ -266,7 +266,7 @@ class Feed:
             done: Batches of this epoch that were used before.
         """
         if self._resume is not None and self._resume["walks"]:
-            self._continue(done)
+            self._continue(self._resume, done)
         else:
             self.start()  # a checkpoint of the epoch's start, before there was an iterator
             was_open = self._iterator is not None
@@ -354,8 +354,8 @@ class Feed:
         if self._resume is not None:
             set_rng_state(self._resume["now"]["global"])
 
-    def _continue(self, done: int) -> None:
-        state, self._resume = self._resume, None
+    def _continue(self, state: dict[str, Any], done: int) -> None:
+        self._resume = None
         self.close()
         self._ahead, self._is_at_end = list(state["ahead"]), state["is_at_end"]
         if self._is_at_end and self._is_stateful():

@@ -101,9 +101,8 @@ class HyperparametersMixin:
             )
         self._hparams_name, self._log_hyperparams = name, logger
         self.hparams.update(values)
-        self.__dict__["_hparams_unsaved"] = {*self.__dict__.get("_hparams_unsaved", ()), *kept_out} - set(
-            map(str, args)
-        )
+        unsaved = {*self.__dict__.get("_hparams_unsaved", ()), *kept_out}
+        self.__dict__["_hparams_unsaved"] = unsaved - set(map(str, args))
         self.__dict__["_hparams_initial"] = _deep_copy(self.hparams_to_save)
 
 
@@ -155,8 +154,11 @@ def _items_of(objects: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _is_kept_out(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-    return any(isinstance(item, _KEPT_OUT) for item in items)
+    """Return whether checkpoints do without a value: one of `_KEPT_OUT`, or a list or dict with one in it."""
+    value = list(value.values()) if isinstance(value, dict) else value
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, _KEPT_OUT) for item in value)
+    return isinstance(value, _KEPT_OUT)
 
 
 def _deep_copy(values: Mapping[str, Any]) -> AttributeDict:
@@ -194,6 +196,10 @@ else:
 class LoadableMixin:
     """`load_from_checkpoint`, for modules and data modules."""
 
+    CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
+
     @_class_only
     def load_from_checkpoint(
         cls,
@@ -219,12 +225,11 @@ class LoadableMixin:
             CheckpointError: An argument is neither saved, nor restorable, nor given; or the file cannot be used.
             MisconfigurationException: An override that `__init__` does not have.
         """
-        is_module = issubclass(cls, nn.Module)
-        key = "hyper_parameters" if is_module else "datamodule_hyper_parameters"
+        is_module, key = issubclass(cls, nn.Module), cls.CHECKPOINT_HYPER_PARAMS_KEY
         checkpoint = read(checkpoint_path, map_location or _where_it_was, weights_only is not False, unused=_UNUSED)
         saved = _read_hparams_file(Path(hparams_file)) if hparams_file else checkpoint.get(key)
         saved = unpack(dict(saved), weights_only is not False) if isinstance(saved, Mapping) else {}
-        name = checkpoint.get(key.replace("hyper_parameters", "hparams_name"))
+        name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
         instance: Any = cls(**_constructor_arguments(cls, saved, name, overrides))
         checkpoint[key] = {**saved, **overrides}
         if is_module:

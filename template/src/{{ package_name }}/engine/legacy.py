@@ -7,11 +7,9 @@ uses in `trainer` and `session`, when no article of 2021 matters to the team any
 from __future__ import annotations
 
 import ast
-import bisect
 import contextlib
 import functools
 import inspect
-import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -335,4 +333,5 @@ def turn(frequencies: list[int], batch_idx: int, count: int) -> list[int]:
     """Return the optimizers whose turn a batch is: all of them, or by frequency the one it falls to."""
     if not frequencies:
         return list(range(count))
-    return [bisect.bisect_right(list(itertools.accumulate(frequencies)), batch_idx % sum(frequencies))]
+    order = [index for index, batches in enumerate(frequencies) for _ in range(batches)]
+    return [order[batch_idx % len(order)]]

@@ -37,9 +37,6 @@ class LightningModule(ModuleHooks, DataHooks, HyperparametersMixin, LoadableMixi
         example_input_array: An input for `forward`, for the summary, the graph and exports.
     """
 
-    CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
-    CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
-    CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
     automatic_optimization: bool = True
     strict_loading: bool = True
     example_input_array: Any = None

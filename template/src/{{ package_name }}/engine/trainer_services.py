@@ -27,13 +27,7 @@ from .verify import verify
 
 
 class TrainerServices(TrainerView):
-    """The part of `Trainer` that a run calls.
-
-    Attributes:
-        ordered: Returns callbacks in calling order: tuners first, checkpoints last.
-        hand_over: Returns what a run in another process is to leave behind in the one that started it.
-        take_over: Becomes what the trainer of another process has become.
-    """
+    """The part of `Trainer` that a run calls; three of its methods are functions of `defaults` and `handover`."""
 
     ordered = staticmethod(ordered)
     hand_over = hand_over

@@ -167,11 +167,7 @@ class BaseFinetuning(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimizers' groups by parameter names, and what trains."""
-        return {
-            "internal_optimizer_metadata": self._groups,
-            "trainable": self._trainable,
-            "tracking": self._tracking,
-        }
+        return {"internal_optimizer_metadata": self._groups, "trainable": self._trainable, "tracking": self._tracking}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state for `on_fit_start`."""

@@ -167,7 +167,7 @@ class BackgroundSender:
                 self._sending.release()
 
     def _keep_held(self) -> None:
-        """Try again to put on disk what it refused, unless that is being sent just now."""
+        """Put on disk what it had refused, as far as it takes it now; nothing while those entries are being sent."""
         while self._held and self._sending.acquire(timeout=0.1):  # an attempt that fails at once is waited for
             try:
                 self._append(self._held[:1000])

@@ -52,7 +52,8 @@ class Spool:
             os.ftruncate(self._fd, self._end)  # half a line, from a process killed while it wrote
             if self._end == 0 and head is not None:
                 self.append([head])
-            line = path.open("rb").readline()
+            with path.open("rb") as file:
+                line = file.readline()
             self.head: dict[str, Any] = dict(json.loads(line)) if line else {}
         except (OSError, ValueError, TypeError):
             os.close(self._fd)
