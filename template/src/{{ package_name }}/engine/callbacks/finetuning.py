@@ -248,9 +248,7 @@ class BackboneFinetuning(BaseFinetuning):
         rounding: int = 12,
     ) -> None:
         super().__init__()
-        self.unfreeze_backbone_at_epoch: int = counted(
-            unfreeze_backbone_at_epoch, "unfreeze_backbone_at_epoch", "epochs"
-        )
+        self.unfreeze_backbone_at_epoch = counted(unfreeze_backbone_at_epoch, "unfreeze_backbone_at_epoch", "epochs")
         self.lambda_func = lambda_func
         self.backbone_initial_ratio_lr = backbone_initial_ratio_lr
         self.backbone_initial_lr = backbone_initial_lr
