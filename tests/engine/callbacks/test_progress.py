@@ -500,6 +500,32 @@ def test_prints_of_the_user_stand_on_lines_of_their_own(bar: str) -> None:
     assert any("Epoch 0/0" in line and "3/3" in line for line in lines)
 
 
+STREAM = """
+import io, sys
+sys.path[:0] = {path!r}
+from engine.callbacks import TQDMProgressBar
+from tests.engine.toys import BoringModel, loader, quiet_trainer
+class Asks(BoringModel):
+    def training_step(self, batch, batch_idx):
+        if batch_idx:
+            assert sys.stdout is not sys.__stdout__
+            assert isinstance(sys.stdout, io.TextIOBase)
+            same = [(f.isatty(), f.fileno(), f.encoding) for f in (sys.stdout, sys.__stdout__)]
+            print("asked", same[0] == same[1], file=sys.stdout, flush=True)
+        return super().training_step(batch, batch_idx)
+from engine.callbacks.progress import LineProgressBar
+LineProgressBar._pause_s = lambda self, drawing_s: 0.0
+quiet_trainer(callbacks=[TQDMProgressBar()], enable_progress_bar=True).fit(Asks(), loader(), loader())
+"""
+
+
+def test_what_stands_for_stdout_above_a_bar_answers_as_the_terminal_does() -> None:
+    pytest.importorskip("tqdm")
+    path = [str(PACKAGE), str(Path(__file__).parents[3])]
+    lines = drawn(on_terminal(STREAM.format(path=path)))
+    assert [line.strip() for line in lines if "asked" in line] == ["asked True"] * 2
+
+
 MANY = """
 import sys
 sys.path[:0] = {path!r}
