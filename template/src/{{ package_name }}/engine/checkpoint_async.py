@@ -134,13 +134,8 @@ def snapshot(value: Any, memory: HostMemory) -> Any:
 
 def _copy_tensor(tensor: Tensor, memory: HostMemory) -> Tensor:
     plain = tensor.detach()
-    if (
-        plain.layout != torch.strided
-        or plain.is_quantized
-        or plain.is_conj()
-        or plain.is_neg()
-        or type(plain) is not Tensor
-    ):
+    is_lazy = plain.is_quantized or plain.is_conj() or plain.is_neg()  # more than its bytes
+    if is_lazy or plain.layout != torch.strided or type(plain) is not Tensor:
         return plain.to("cpu", copy=True)
     host = memory.copy(plain.untyped_storage())
     copied = torch.empty(0, dtype=plain.dtype).set_(host, plain.storage_offset(), plain.size(), plain.stride())
