@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from engine.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    RichProgressBar,
+    ThroughputMonitor,
+    TQDMProgressBar,
+)
 from engine.durations import Duration
 from engine.errors import MisconfigurationException
+from engine.loggers import CSVLogger
+from engine.tuner import BatchSizeFinder, LearningRateFinder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,7 +115,8 @@ TAKERS: dict[str, Any] = {
     "max_epochs": "3ep", "min_epochs": "2ep", "max_steps": "5ba", "min_steps": "4ba", "limit_train_batches": "3ba",
     "limit_val_batches": "2ba", "limit_test_batches": "2ba", "limit_predict_batches": "2ba", "overfit_batches": "2ba",
     "val_check_interval": "2ba", "check_val_every_n_epoch": "2ep", "num_sanity_val_steps": "1ba",
-    "log_every_n_steps": "7ba", "reload_dataloaders_every_n_epochs": "2ep",
+    "log_every_n_steps": "7ba", "reload_dataloaders_every_n_epochs": "2ep", "accumulate_grad_batches": "2ba",
+    "fast_dev_run": "2ba",
 }  # fmt: skip
 
 
@@ -121,3 +132,24 @@ def test_every_length_that_a_trainer_takes_may_be_text(name: str) -> None:
 def test_a_length_in_another_unit_is_refused_with_the_one_that_is_taken(name: str) -> None:
     with pytest.raises(MisconfigurationException, match=rf"`Trainer\({name}='1h'\)`.*(10ep|500ba)"):
         quiet_trainer(**{name: "1h"})
+
+
+ELSEWHERE: dict[str, Any] = {  # what else counts, by how the user writes it
+    "EarlyStopping(patience": (lambda text: EarlyStopping("val_loss", patience=text), "2ep"),
+    "ThroughputMonitor(window_size": (lambda text: ThroughputMonitor(window_size=text), "50ba"),
+    "TQDMProgressBar(refresh_rate": (lambda text: TQDMProgressBar(refresh_rate=text), "10ba"),
+    "RichProgressBar(refresh_rate": (lambda text: RichProgressBar(refresh_rate=text), "10ba"),
+    "CSVLogger(flush_logs_every_n_steps": (lambda text: CSVLogger("runs", flush_logs_every_n_steps=text), "50ba"),
+    "num_training_steps": (lambda text: LearningRateFinder(num_training_steps=text), "100ba"),
+    "steps_per_trial": (lambda text: BatchSizeFinder(steps_per_trial=text), "3ba"),
+    "scheduling": (lambda text: GradientAccumulationScheduler({"4ep": text}), "8ba"),
+}
+
+
+@pytest.mark.parametrize("argument", ELSEWHERE)
+@pytest.mark.parametrize("wrong", ["1h", "many", "1e6sp"])
+def test_a_count_elsewhere_is_read_or_refused_where_it_is_written(argument: str, wrong: str) -> None:
+    make, right = ELSEWHERE[argument]
+    make(right)
+    with pytest.raises(MisconfigurationException, match=rf"`{re.escape(argument)}='{wrong}'.*(10ep|500ba)"):
+        make(wrong)

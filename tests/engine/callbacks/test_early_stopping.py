@@ -28,6 +28,7 @@ def run(path: Path, values: list[float], stopper: EarlyStopping, **options: Any)
         ({"patience": 2, "min_delta": 0.1}, [1, 0.95, 0.91, 0.8], 3, "PATIENCE_EXHAUSTED"),
         ({"patience": 2, "min_delta": -0.1}, [1, 0.95, 0.91, 0.8], 3, "PATIENCE_EXHAUSTED"),
         ({"mode": "max", "patience": 1}, [0.1, 0.2, 0.15], 3, "PATIENCE_EXHAUSTED"),
+        ({"patience": "2ep"}, [1, 0.9, 0.95, 0.91, 0.8], 4, "PATIENCE_EXHAUSTED"),
         ({"patience": 9}, [1, math.nan], 2, "NON_FINITE_METRIC"),
         ({"patience": 9}, [1, math.inf], 2, "NON_FINITE_METRIC"),
         ({"patience": 2, "check_finite": False}, [1, math.nan, math.nan], 3, "PATIENCE_EXHAUSTED"),
@@ -57,6 +58,15 @@ def test_every_validation_is_a_check_where_there_are_several(tmp_path: Path) -> 
     stopper = EarlyStopping("val_loss", patience=2)
     fitted = run(tmp_path, [1.0, 2.0, 3.0], stopper, limit_train_batches=1.0, val_check_interval=2)
     assert fitted.global_step == 6
+
+
+def test_patience_in_epochs_does_not_count_checks(tmp_path: Path) -> None:
+    stopper = EarlyStopping("val_loss", patience="2ep")
+    fitted = run(tmp_path, [1.0] + [2.0] * 9, stopper, limit_train_batches=4, val_check_interval=2)
+    assert fitted.global_step == 10  # the first check of the second epoch after the best value's
+    again = EarlyStopping("val_loss", patience="2ep")
+    again.load_state_dict(stopper.state_dict())
+    assert again.best_epoch == 0
 
 
 def test_a_value_is_counted_once(tmp_path: Path) -> None:

@@ -92,17 +92,17 @@ def counted(value: Any, argument: str, unit: str) -> Any:
         unit: "epochs" or "batches".
 
     Raises:
-        MisconfigurationException: The text counts something else.
+        MisconfigurationException: The text counts something else, or cannot be read.
     """
     if not isinstance(value, str):
         return value
-    count = getattr(Duration.parse(value), unit)
-    if count is None:
+    match = _COUNT.fullmatch(re.sub(r"\s+", "", value).lower())
+    if match is None or _COUNTED[match[2]] != unit:
         raise MisconfigurationException(
             f"`{argument}={value!r}{')' * argument.count('(')}` counts {unit}. Write a number, or text such as "
             f"{'10ep' if unit == 'epochs' else '500ba'!r}."
         )
-    return count
+    return _whole(match[1], value)
 
 
 def _read_mapping(value: Mapping[str, Any]) -> dict[str, Any]:

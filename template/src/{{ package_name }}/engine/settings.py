@@ -107,12 +107,13 @@ def plugins(given: Any) -> list[Any]:
 
 def optimisation(accumulate: Any, clip_val: Any, clip_algorithm: Any) -> dict[str, Any]:
     """Return how gradients are used, as attributes of the Trainer."""
+    batches = counted(accumulate, "Trainer(accumulate_grad_batches", "batches")
     if clip_val is not None and not isinstance(clip_val, (int, float)):
         raise TypeError(f"`Trainer(gradient_clip_val={clip_val!r})`: a number is accepted.")
     if clip_algorithm is not None and str(clip_algorithm).lower() not in ("norm", "value"):
         raise refused("gradient_clip_algorithm", clip_algorithm, "accepted are 'norm' and 'value'.")
     return {
-        "accumulate_grad_batches": from_one("accumulate_grad_batches", accumulate),
+        "accumulate_grad_batches": from_one("accumulate_grad_batches", batches),
         "gradient_clip_val": clip_val,
         "gradient_clip_algorithm": clip_algorithm,
     }
@@ -123,17 +124,18 @@ def fast_dev_run(given: bool | int, overfit: int | float) -> dict[str, Any]:
 
     `overfit_batches` keeps its own number of training and validation batches.
     """
-    count = int(given)
-    if count < 0:
+    given = counted(given, "Trainer(fast_dev_run", "batches")
+    if given < 0:
         raise refused("fast_dev_run", given, "True, or a number of batches, is accepted.")
     return {
         "max_epochs": 1,
-        "max_steps": count,
+        "fast_dev_run": given,
+        "max_steps": int(given),
         "num_sanity_val_steps": 0,
         "val_check_interval": 1.0,
         "val_check_seconds": None,
         "check_val_every_n_epoch": 1,
-        **{f"limit_{stage}_batches": count for stage in STAGES if not overfit or stage in ("test", "predict")},
+        **{f"limit_{stage}_batches": int(given) for stage in STAGES if not overfit or stage in ("test", "predict")},
     }
 
 

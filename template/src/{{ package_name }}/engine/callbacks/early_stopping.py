@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from ..distributed import log, rank_zero_info, rank_zero_warn
+from ..durations import counted
 from ..hooks import Callback
 from ._monitor import Monitor, one_validation_per_epoch, validates
 
 if TYPE_CHECKING:
     from ..module import LightningModule
     from ..trainer import Trainer
+
+_KEPT = ("wait_count", "stopped_epoch", "best_score", "best_epoch", "patience")
+_PATIENCE = "EarlyStopping(patience"
 
 
 class EarlyStoppingReason(Enum):
@@ -43,7 +47,8 @@ class EarlyStopping(Callback):
     Args:
         monitor: Metric to watch, as logged.
         min_delta: A smaller change is no improvement, in units of the metric.
-        patience: Checks without improvement after which training stops.
+        patience: Checks without improvement after which training stops; "3ep": the epochs from that of the best value
+            to the check that stops, however often is checked.
         verbose: Log every improvement; the reason of a stop is logged always.
         mode: "min" or "max".
         strict: A metric that nobody logs is an error; False: then nothing is checked.
@@ -70,7 +75,7 @@ class EarlyStopping(Callback):
         self,
         monitor: str,
         min_delta: float = 0.0,
-        patience: int = 3,
+        patience: int | str = 3,
         verbose: bool = False,
         mode: str = "min",
         strict: bool = True,
@@ -87,13 +92,14 @@ class EarlyStopping(Callback):
         self.min_delta = abs(min_delta) if mode == "max" else -abs(min_delta)
         self._signed_delta = min_delta if mode == "max" else -min_delta
         self.patience = patience
+        counted(patience, _PATIENCE, "epochs")  # now, not in the middle of training
         self.verbose = verbose
         self.strict = strict
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.log_rank_zero_only = log_rank_zero_only
-        self.wait_count = 0
+        self.wait_count = self.best_epoch = 0
         self.stopped_epoch = 0
         self.best_score = torch.tensor(self._watch.worst)
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
@@ -151,7 +157,7 @@ class EarlyStopping(Callback):
             return
         if trainer.parity:  # where a negative `min_delta` lets a worse value pass
             self.min_delta = self._signed_delta
-        should_stop, text = self._evaluate_stopping_criteria(current.squeeze())  # sync: the metric is read
+        should_stop, text = self._evaluate_stopping_criteria(current.squeeze(), trainer.current_epoch)  # sync: reads it
         # Whoever wants to stop stops all, or the others would wait for it in their next collective.
         should_stop = trainer.strategy.reduce_boolean_decision(should_stop, all=False)
         if should_stop:
@@ -176,7 +182,7 @@ class EarlyStopping(Callback):
         if is_due and self.verbose:
             rank_zero_warn(self._watch.unknown(trainer), category=RuntimeWarning)
 
-    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+    def _evaluate_stopping_criteria(self, current: Tensor, epoch: int) -> tuple[bool, str | None]:
         """Return (stop, what happened) for one value, and keep count."""
         value = f"{self.monitor} = {float(current):.5g}"
         is_better = self._watch.is_better
@@ -188,10 +194,11 @@ class EarlyStopping(Callback):
             return self._stop(EarlyStoppingReason.DIVERGENCE_THRESHOLD, f"{value} is past {self.divergence_threshold}")
         if is_better(current - self.min_delta, self.best_score.to(current.device)):
             before = f", was {float(self.best_score):.5g}" if torch.isfinite(self.best_score) else ""
-            self.best_score, self.wait_count = current, 0
+            self.best_score, self.wait_count, self.best_epoch = current, 0, epoch
             return False, f"{value} (best{before})"
         self.wait_count += 1
-        if self.wait_count < self.patience:
+        waited = epoch - self.best_epoch if isinstance(self.patience, str) else self.wait_count
+        if waited < counted(self.patience, _PATIENCE, "epochs"):
             return False, None
         text = f"{self.monitor} has not improved in {self.wait_count} checks, best {float(self.best_score):.5g}"
         return self._stop(EarlyStoppingReason.PATIENCE_EXHAUSTED, text)
@@ -202,15 +209,14 @@ class EarlyStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value and how long ago it was."""
-        keys = ("wait_count", "stopped_epoch", "best_score", "patience", "stopping_reason_message")
-        state = {key: getattr(self, key) for key in keys}
+        state = {key: getattr(self, key) for key in (*_KEPT, "stopping_reason_message")}
         watched = {"checked_at": self._checked_at, "from_validation": self._watch.from_validation}
         return {**state, "stopping_reason": self.stopping_reason.value, **watched}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        for key in ("wait_count", "stopped_epoch", "best_score", "patience"):
-            setattr(self, key, state_dict[key])
+        for key in _KEPT:
+            setattr(self, key, state_dict.get(key, getattr(self, key)))  # the reference knows no `best_epoch`
         self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
         self.stopping_reason_message = state_dict.get("stopping_reason_message")
         self._had_stopped = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED

@@ -17,8 +17,8 @@ class GradientAccumulationScheduler(Callback):
     """Set `trainer.accumulate_grad_batches` by epoch.
 
     Args:
-        scheduling: First epoch (from 0, a number or "4ep") -> batches in one optimizer step from then on; 1 before the
-            first entry.
+        scheduling: First epoch (from 0, a number or "4ep") -> batches (or "8ba") in one optimizer step from then on;
+            1 before the first entry.
 
     Raises:
         MisconfigurationException: An empty schedule, negative epochs, fewer than one batch; in a run:
@@ -30,16 +30,19 @@ class GradientAccumulationScheduler(Callback):
         (8, 4)
     """
 
-    def __init__(self, scheduling: dict[Any, int]) -> None:
+    def __init__(self, scheduling: dict[Any, Any]) -> None:
         super().__init__()
-        scheduling = {counted(epoch, "scheduling", "epochs"): batches for epoch, batches in scheduling.items()}
+        scheduling = {
+            counted(epoch, "scheduling", "epochs"): counted(batches, "scheduling", "batches")
+            for epoch, batches in scheduling.items()
+        }
         whole = all(isinstance(number, int) for pair in scheduling.items() for number in pair)
         if not scheduling or not whole or min(scheduling) < 0 or min(scheduling.values()) < 1:
             raise MisconfigurationException(
                 f"`GradientAccumulationScheduler({scheduling!r})`: accepted is a dict of epoch (from 0) -> number of "
                 "batches (from 1), e.g. `{0: 8, 4: 4}`."
             )
-        self.scheduling = {0: 1, **scheduling}
+        self.scheduling: dict[int, int] = {0: 1, **scheduling}
         self.epochs = sorted(self.scheduling)
         self._acts = False
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..durations import counted
 from ..errors import MisconfigurationException
 from ..hooks import Callback
 from ..transfer import find_batch_size
@@ -66,7 +67,7 @@ class ThroughputMonitor(Callback):
         batch_size_fn: Samples of a batch; None: the size of the first dimension of its first tensor.
         length_fn: Items (tokens) of a batch.
         item_name: What the progress bar calls them.
-        window_size: Batches over which the rates are taken, at least from one logging to the next.
+        window_size: Batches (or "50ba") over which the rates are taken, at least from one logging to the next.
         available_flops: Peak operations per second of one device; None: looked up for common GPUs.
     """
 
@@ -76,13 +77,13 @@ class ThroughputMonitor(Callback):
         length_fn: Callable[[Any], int] | None = None,
         *,
         item_name: str = "tokens",
-        window_size: int = 100,
+        window_size: int | str = 100,
         available_flops: float | None = None,
     ) -> None:
         self.batch_size_fn = batch_size_fn or _first_dimension
         self.length_fn = length_fn
         self.item_name = item_name
-        self.window_size = window_size
+        self.window_size = counted(window_size, "ThroughputMonitor(window_size", "batches")
         self.available_flops = available_flops
         self._now = Point(0.0, 0, 0, 0, 0.0)
         self._points: deque[Point] = deque()

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..distributed import rank_zero_only, rank_zero_warn
+from ..durations import counted
 from .logger import HPARAMS_FILE, VersionedLogger, append_whole, plain, replace_whole, scalars
 
 METRICS_FILE = "metrics.csv"
@@ -35,7 +36,8 @@ class CSVLogger(VersionedLogger):
         name: Experiment.
         version: Number or name of the run; None: the next free number.
         prefix: Put before every metric's name.
-        flush_logs_every_n_steps: Rows that wait at most; rows older than a second are written with the next one.
+        flush_logs_every_n_steps: Rows (or "50ba") that wait at most; rows older than a second are written with the
+            next one.
 
     Example:
         >>> import tempfile
@@ -57,10 +59,10 @@ class CSVLogger(VersionedLogger):
         name: str | None = "lightning_logs",
         version: int | str | None = None,
         prefix: str = "",
-        flush_logs_every_n_steps: int = 100,
+        flush_logs_every_n_steps: int | str = 100,
     ) -> None:
         super().__init__(save_dir, name, version, prefix)
-        self._flush_every = max(1, flush_logs_every_n_steps)
+        self._flush_every = max(1, counted(flush_logs_every_n_steps, "CSVLogger(flush_logs_every_n_steps", "batches"))
         self._rows: list[dict[str, float]] = []
         self._count = 0
         self._columns: dict[str, None] = {}  # a set in order

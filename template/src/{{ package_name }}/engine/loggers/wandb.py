@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..distributed import rank_zero_only
+from ..durations import counted
 from ..errors import MisconfigurationException, require
 from ..hooks import Callback
 from .logger import Logger, new_checkpoints, plain, rank_zero_experiment, require_later, scalars
@@ -123,10 +124,11 @@ class WandbLogger(Logger):
         return self._run
 
     def watch(
-        self, model: nn.Module, log: str | None = "gradients", log_freq: int = 100, log_graph: bool = True
+        self, model: nn.Module, log: str | None = "gradients", log_freq: int | str = 100, log_graph: bool = True
     ) -> None:
         """Record gradients or parameters ("gradients", "parameters", "all") every `log_freq` steps."""
-        self.experiment.watch(model, log=log, log_freq=log_freq, log_graph=log_graph)
+        every = counted(log_freq, "watch(log_freq", "batches")
+        self.experiment.watch(model, log=log, log_freq=every, log_graph=log_graph)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

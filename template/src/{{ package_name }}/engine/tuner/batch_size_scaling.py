@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..data import leaves, mapped
 from ..distributed import rank_zero_info, rank_zero_warn
+from ..durations import counted
 from ..errors import MisconfigurationException
 from ..evaluate import evaluation
 from ..fit import fit
@@ -35,7 +36,7 @@ class BatchSizeFinder(Finder):
 
     Args:
         mode: "power": double until memory is full; "binsearch": then halve the interval until it is exact.
-        steps_per_trial: Optimizer steps (or batches of evaluation) per size.
+        steps_per_trial: Optimizer steps (or batches of evaluation) per size, a number or "3ba".
         init_val: First size.
         max_trials: Sizes to try at most.
         batch_arg_name: Attribute or hyper-parameter that holds the size.
@@ -56,7 +57,7 @@ class BatchSizeFinder(Finder):
     def __init__(
         self,
         mode: str = "power",
-        steps_per_trial: int = 3,
+        steps_per_trial: int | str = 3,
         init_val: int = 2,
         max_trials: int = 25,
         batch_arg_name: str = "batch_size",
@@ -65,16 +66,16 @@ class BatchSizeFinder(Finder):
         effective_batch_size: int | None = None,
     ) -> None:
         super().__init__(mode)
-        if (
-            not 0.0 <= margin < 1.0
-            or min(steps_per_trial, init_val, max_trials, max_val, effective_batch_size or 1) < 1
-        ):
+        steps = counted(steps_per_trial, "steps_per_trial", "batches")
+        numbers = (steps, init_val, max_trials, max_val, effective_batch_size or 1)
+        if not all(isinstance(number, int) and number >= 1 for number in numbers) or not 0.0 <= margin < 1.0:
             raise MisconfigurationException(
-                f"`margin={margin}, steps_per_trial={steps_per_trial}, init_val={init_val}, max_trials={max_trials}, "
-                f"max_val={max_val}`: accepted are a margin from 0.0 to below 1.0 and whole numbers from 1."
+                f"`margin={margin}, steps_per_trial={steps}, init_val={init_val!r}, max_trials={max_trials!r}, "
+                f"max_val={max_val!r}, effective_batch_size={effective_batch_size!r}`: accepted are a margin from 0.0 "
+                "to below 1.0 and whole numbers from 1."
             )
         self.optimal_batch_size: int | None = init_val
-        self._steps_per_trial = steps_per_trial
+        self._steps_per_trial = steps
         self._init_val = init_val
         self._max_trials = max_trials
         self._name = batch_arg_name

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..distributed import rank_zero_info, rank_zero_warn
+from ..durations import counted
 from ..errors import MisconfigurationException, require
 from ..fit import fit
 from ..hooks import Callback
@@ -130,7 +131,7 @@ class LearningRateFinder(Finder):
     Args:
         min_lr: First learning rate.
         max_lr: Last learning rate.
-        num_training_steps: Optimizer steps of the sweep.
+        num_training_steps: Optimizer steps of the sweep, a number or "100ba".
         mode: "exponential" or "linear".
         early_stop_threshold: Stop when the smoothed loss is worse than the best by this factor; None: never.
         update_attr: Set the suggestion; False: only keep the curve.
@@ -149,20 +150,21 @@ class LearningRateFinder(Finder):
         self,
         min_lr: float = 1e-8,
         max_lr: float = 1,
-        num_training_steps: int = 100,
+        num_training_steps: int | str = 100,
         mode: str = "exponential",
         early_stop_threshold: float | None = 4.0,
         update_attr: bool = True,
         attr_name: str = "",
     ) -> None:
         super().__init__(mode)
-        if not 0 < min_lr < max_lr or num_training_steps < 1:
+        steps = counted(num_training_steps, "num_training_steps", "batches")
+        if not 0 < min_lr < max_lr or steps < 1:
             raise MisconfigurationException(
-                f"`min_lr={min_lr}, max_lr={max_lr}`, {num_training_steps} steps: accepted are 0 < min_lr < max_lr and "
+                f"`min_lr={min_lr}, max_lr={max_lr}`, {steps} steps: accepted are 0 < min_lr < max_lr and "
                 "at least one step, e.g. 1e-6 to 1 in 100 steps."
             )
         self.optimal_lr: LRFinder | None = None
-        self._sweep = (self._mode, min_lr, max_lr, num_training_steps)
+        self._sweep = (self._mode, min_lr, max_lr, steps)
         self._early_stop_threshold = early_stop_threshold
         self._update_attr = update_attr
         self._attr_name = attr_name

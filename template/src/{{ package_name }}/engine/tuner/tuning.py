@@ -36,7 +36,7 @@ class Tuner:
         method: Method = "fit",
         min_lr: float = 1e-8,
         max_lr: float = 1,
-        num_training: int = 100,
+        num_training: int | str = 100,
         mode: str = "exponential",
         early_stop_threshold: float | None = 4.0,
         update_attr: bool = True,
@@ -53,7 +53,7 @@ class Tuner:
             method: "fit" is the only one that has a learning rate.
             min_lr: First learning rate.
             max_lr: Last learning rate.
-            num_training: Optimizer steps.
+            num_training: Optimizer steps, a number or "100ba".
             mode: "exponential" or "linear".
             early_stop_threshold: Stop when the smoothed loss is worse than the best by this factor; None: never.
             update_attr: Set the suggestion.
@@ -84,7 +84,7 @@ class Tuner:
         datamodule: Any = None,
         method: Method = "fit",
         mode: str = "power",
-        steps_per_trial: int = 3,
+        steps_per_trial: int | str = 3,
         init_val: int = 2,
         max_trials: int = 25,
         batch_arg_name: str = "batch_size",
@@ -102,7 +102,7 @@ class Tuner:
             datamodule: Instead of loaders.
             method: Which of the Trainer's calls to search for.
             mode: "power" or "binsearch".
-            steps_per_trial: Steps for each size.
+            steps_per_trial: Steps for each size, a number or "3ba".
             init_val: First size.
             max_trials: Sizes to try at most.
             batch_arg_name: Attribute or hyper-parameter of module or data module that holds the size.

@@ -12,6 +12,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...durations import counted
 from ...hooks import Callback
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class LineProgressBar(ProgressBar):
 
     def __init__(self, refresh_rate: int = 1, leave: bool = False) -> None:
         super().__init__()
-        self.refresh_rate = refresh_rate
+        self.refresh_rate = counted(refresh_rate, f"{type(self).__name__}(refresh_rate", "batches")
         self._leave = leave
         self._due = 0.0
         self._shown = False
