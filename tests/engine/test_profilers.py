@@ -7,6 +7,7 @@ import pstats
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from engine.profilers import (
     SimpleProfiler,
     select_profiler,
 )
+from torch.utils.data import DataLoader
+
+from tests.engine.toys import BoringModel, Rows, quiet_trainer
 
 STEP = "[LightningModule]Net.training_step"
 
@@ -169,3 +173,81 @@ def test_profilers_by_name() -> None:
 def test_other_profilers_are_refused(value: object) -> None:
     with pytest.raises(MisconfigurationException, match="'simple', 'advanced', 'pytorch'"):
         select_profiler(value)  # type: ignore[arg-type]
+
+
+class Slow(Rows):
+    """Data that take their time, as a column of numbers and its doubles."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        time.sleep(0.002)
+        return torch.ones(4), torch.ones(1)
+
+
+class SlowSGD(torch.optim.SGD):
+    """An optimizer that takes its time, and may fail."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        time.sleep(0.004)
+        if self.fails:
+            raise KeyError("in the step")
+        return super().step(closure)
+
+
+class Slowly(BoringModel):
+    """Trains with it, automatically or by hand."""
+
+    def __init__(self, by_hand: bool = False, fails: bool = False) -> None:
+        super().__init__()
+        self.automatic_optimization, self.fails = not by_hand, fails
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            self.optimizers().step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = SlowSGD(self.parameters(), lr=0.1)
+        optimizer.fails = self.fails
+        return optimizer
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_the_table_accounts_for_the_time_of_a_run(by_hand: bool) -> None:
+    profiler = SimpleProfiler()
+    trainer = quiet_trainer(profiler=profiler, max_epochs=2)
+    trainer.fit(Slowly(by_hand), DataLoader(Slow(24), 4), DataLoader(Slow(8), 4))
+    whole = time.perf_counter() - profiler.start_time
+    measured = {name.partition("]")[2]: seconds for name, (_, seconds) in profiler.totals.items()}
+    waits = measured["Slowly.train_dataloader_next"], measured["Slowly.validation_dataloader_next"]
+    assert waits[0] >= 2 * 24 * 0.002
+    assert waits[1] >= 2 * 8 * 0.002
+    assert measured["SlowSGD.step"] >= 12 * 0.004
+    outermost = sum(measured.values()) - (measured["SlowSGD.step"] + measured["Slowly.backward"]) * by_hand
+    assert outermost >= 0.7 * whole
+
+
+@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+def test_an_optimizer_that_fails_is_the_error_that_the_user_sees(profiler: str) -> None:
+    with pytest.raises(KeyError, match="in the step"):
+        quiet_trainer(profiler=profiler).fit(Slowly(by_hand=True, fails=True), DataLoader(Slow(4), 4))
+
+
+def test_an_optimizer_outlives_its_profiler() -> None:
+    model, profiler = Slowly(), SimpleProfiler()
+    trainer = quiet_trainer(profiler=profiler)
+    trainer.fit(model, DataLoader(Slow(4), 4))
+    trainer.optimizers[0].step()
+    assert profiler.totals["[Optimizer]SlowSGD.step"][0] == 1
+
+
+def test_predict_and_loader_methods_are_actions_too() -> None:
+    profiler = SimpleProfiler()
+    model = BoringModel()
+    model.predict_dataloader = lambda: DataLoader(Slow(8), 4)  # type: ignore[method-assign]
+    quiet_trainer(profiler=profiler).predict(model)
+    assert profiler.totals["[LightningModule]BoringModel.predict_dataloader_next"][1] >= 8 * 0.002
+    assert "[LightningModule]BoringModel.predict_dataloader" in profiler.totals

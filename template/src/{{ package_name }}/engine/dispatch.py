@@ -10,7 +10,7 @@ profiler the same table holds timed functions; without one there is no trace of 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,7 +87,7 @@ class HookTable:
             }
             if name in adapters and "optimizer_idx" in parameters_of(function):
                 function = partial(adapters[name], function)
-            self._cache[key] = self._caller(name, (self._timed(function, self.module, name),))
+            self._cache[key] = self._caller(name, (self.wrap(name, function),))
         function = self._cache[key]
         assert function is not None
         return function
@@ -117,7 +117,7 @@ class HookTable:
     def data_hook(self, name: str) -> HookFunction | None:
         """Return an overridden data hook, the data module's before the module's, or None."""
         owner = self.owner_of(name)
-        return None if owner is None else self._caller(name, (self._timed(getattr(owner, name), owner, name),))
+        return None if owner is None else self._caller(name, (self.wrap(name, getattr(owner, name), owner),))
 
     def owner_of(self, name: str) -> Any:
         """Return who defines a data hook or a loader method: the data module, the module, or None."""
@@ -125,9 +125,14 @@ class HookTable:
             return self.datamodule
         return self.module if self.module_overrides(name) else None
 
-    def wrap(self, name: str, function: HookFunction) -> HookFunction:
-        """Return `function` timed, if a profiler is on, as the module's `name`."""
-        return self._timed(function, self.module, name)
+    def waiting(self, name: str, batches: Iterable[Any]) -> Iterable[Any]:
+        """Return `batches`, which are waited for under the module's `name` if a profiler is on."""
+        return batches if self.profiler is None else self._timed_walk(name, batches)
+
+    def _timed_walk(self, name: str, batches: Iterable[Any]) -> Iterator[Any]:
+        iterator, take = self.wrap(name, iter)(batches), self.wrap(name, next)
+        while (batch := take(iterator, self)) is not self:  # which nobody takes for a batch
+            yield batch
 
     def _functions(self, name: str) -> tuple[HookFunction, ...]:
         watches, saves = name == "on_train_epoch_end", name in _SAVING and not self.trainer.parity
@@ -138,22 +143,21 @@ class HookTable:
         )
         functions = self._of_callbacks(name, early)
         if self.module_overrides(name):
-            functions.append(self._timed(getattr(self.module, name), self.module, name))
+            functions.append(self.wrap(name, getattr(self.module, name)))
         return (*functions, *self._of_callbacks(name, late))
 
     def _of_callbacks(self, name: str, callbacks: Sequence[Callback]) -> list[HookFunction]:
         return [
-            self._timed(
-                partial(fit_arguments(getattr(callback, name), name), self.trainer, self.module), callback, name
-            )
+            self.wrap(name, partial(fit_arguments(getattr(callback, name), name), self.trainer, self.module), callback)
             for callback in callbacks
             if overrides(callback, name, Callback)
         ]
 
-    def _timed(self, function: HookFunction, owner: object, name: str) -> HookFunction:
+    def wrap(self, name: str, function: HookFunction, owner: object = None) -> HookFunction:
+        """Return `function` timed, if a profiler is on, as the owner's `name`; None: the module's."""
         if self.profiler is None:
             return function
-        profile = self.profiler.profile
+        owner, profile = self.module if owner is None else owner, self.profiler.profile
         kind = "LightningDataModule" if owner is self.datamodule else "LightningModule"
         kind = "Callback" if isinstance(owner, Callback) else kind
         label = f"[{kind}]{type(owner).__name__}.{name}"

@@ -166,7 +166,7 @@ def evaluate_loader(
     step_name, output, batch_idx = f"{prefix}_step", None, -1
     seen = run.seen_batches.get(index or 0, 0)
     results.dataloader_idx, results.batch = index, None
-    for batch_idx, batch in enumerate(loader if limit else ()):
+    for batch_idx, batch in enumerate(run.hooks.waiting(f"{prefix}_dataloader_next", loader) if limit else ()):
         batch = run.transfer(batch, index or 0)
         results.start_batch(batch, index)
         if hook_start is not None:

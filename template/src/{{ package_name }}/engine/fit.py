@@ -48,7 +48,7 @@ def fit(run: Run) -> None:
     if run.saved_feed is not None:
         run.feed.load_state_dict(run.saved_feed)
     if not run.resumed and (run.parity or not is_done(run)):
-        run.feed.open()
+        run.hooks.wrap("train_dataloader_next", run.feed.open)()
     if nothing_to_do(run):
         return
     if validates_this_epoch(run):
@@ -80,7 +80,8 @@ def train_epoch(run: Run) -> None:
     hook_start, hook_end = run.hooks["on_train_batch_start"], run.hooks["on_train_batch_end"]
     step, transfer, window, size = run.step, run.transfer, run.window, feed.size()
     rows, skipped = feed.rows_per_batch(), trainer.should_stop and can_stop(run)
-    for batch, is_last in feed.batches(progress.batch_idx) if not skipped else ():
+    batches = run.hooks.waiting("train_dataloader_next", feed.batches(progress.batch_idx)) if not skipped else ()
+    for batch, is_last in batches:
         batch_idx = progress.batch_idx
         position = batch_idx % window
         due = is_last or position + 1 == window

@@ -31,7 +31,7 @@ def loader_source(run: Run, stage: str) -> Any:
         owner = run.hooks.owner_of(f"{stage}_dataloader")
         if owner is None:
             return None
-        nest = getattr(owner, f"{stage}_dataloader")()
+        nest = run.hooks.wrap(name := f"{stage}_dataloader", getattr(owner, name), owner)()
         if nest is None:
             raise TypeError(
                 f"`{type(owner).__name__}.{stage}_dataloader` returned None. Return a loader, or `[]` for no data."

@@ -79,7 +79,7 @@ def predict_loader(run: Run, loader: Any, limit: float, rest: tuple[int, ...], s
     trainer = run.trainer
     hook_start, hook_end = run.hooks["on_predict_batch_start"], run.hooks["on_predict_batch_end"]
     rows = row_indices(loader)
-    for batch_idx, batch in enumerate(loader if limit else ()):
+    for batch_idx, batch in enumerate(run.hooks.waiting("predict_dataloader_next", loader) if limit else ()):
         batch = run.transfer(batch, rest[0] if rest else 0)
         trainer.current_batch_indices = next(rows, [])
         trainer.epoch_batch_indices[-1].append(trainer.current_batch_indices)

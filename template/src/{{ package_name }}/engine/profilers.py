@@ -191,9 +191,11 @@ class AdvancedProfiler(Profiler):
 
     def stop(self, action_name: str) -> None:
         """Switch it back."""
-        if not self._stack or self._stack[-1] != action_name:
+        if action_name not in self._stack:
             raise _never_started(action_name)
-        self.profiles[self._stack.pop()].disable()
+        self.profiles[self._stack[-1]].disable()
+        while self._stack.pop() != action_name:
+            continue  # an action inside, which an error has left open
         if self._stack:
             self.profiles[self._stack[-1]].enable()
 
@@ -269,9 +271,12 @@ class PyTorchProfiler(Profiler):
 
     def stop(self, action_name: str) -> None:
         """End the stretch; after a `*_step`, tell torch's profiler that a step is over."""
-        if not self._records or self._records[-1][0] != action_name:
+        if action_name not in dict(self._records):
             raise _never_started(action_name)
-        self._records.pop()[1].close()
+        ended = ""
+        while ended != action_name:  # also an action inside, which an error has left open
+            ended, record = self._records.pop()
+            record.close()
         if self.profiler is not None and action_name.endswith(_STEPS):
             self._steps += 1
             self.profiler.step()

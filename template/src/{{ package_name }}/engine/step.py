@@ -244,12 +244,21 @@ def prepare_steps(run: Run) -> None:
         for optimizer in run.optimizers:
             # Counts also the steps of a reference that the user kept, which goes past `self.optimizers()`.
             optimizer.register_step_post_hook(partial(_count_raw, run))
+    for optimizer in run.optimizers if hooks.profiler is not None else ():
+        label = f"[Optimizer]{type(optimizer).__name__}.step"
+        optimizer.register_step_pre_hook(partial(_profile, run, hooks.profiler.start, label))
+        optimizer.register_step_post_hook(partial(_profile, run, hooks.profiler.stop, label))
     run.step_optimizers = [wrap(optimizer, partial(perform_step, run), run.module) for optimizer in run.optimizers]
 
 
 def _count_raw(run: Run, *_: Any) -> None:
     if not run.stepped:
         count_manual_step(run)
+
+
+def _profile(run: Run, tell: Callable[[str], None], label: str, *_: Any) -> None:
+    if not run.is_torn_down:  # the user may go on with the optimizer
+        tell(label)
 
 
 def training_function(run: Run) -> Callable[[Any, int], Any]:
