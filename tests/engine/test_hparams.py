@@ -488,3 +488,23 @@ def test_lightning_reads_ours_and_we_read_lightnings(tmp_path: Path) -> None:
     loaded = Net.load_from_checkpoint(tmp_path / "theirs.ckpt", act=None)
     assert loaded.hparams == {"width": 6, "lr": 0.3}
     assert torch.equal(loaded.layer.weight, trainer.lightning_module.layer.weight)
+
+
+class Backboned(LightningModule):
+    """A module that is given one part, and knows how to make a smaller one."""
+
+    def __init__(self, backbone: torch.nn.Module | None = None, width: int = 2, keeps: bool = True) -> None:
+        super().__init__()
+        if keeps:
+            self.save_hyperparameters(ignore=["backbone"])
+        self.backbone = backbone or torch.nn.Linear(4, width)
+
+
+@pytest.mark.parametrize(("keeps", "missing"), [(True, "backbone=..."), (False, "backbone=..., width=..., keeps=...")])
+def test_weights_of_an_argument_that_was_not_saved_name_it(tmp_path: Path, keeps: bool, missing: str) -> None:
+    made = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    path = save(Backboned(made, keeps=keeps), tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="Missing key") as caught:
+        Backboned.load_from_checkpoint(path)
+    assert f"`Backboned.load_from_checkpoint(path, {missing})`" in str(caught.value)
+    Backboned.load_from_checkpoint(path, backbone=torch.nn.Sequential(torch.nn.Linear(4, 3)))

@@ -230,10 +230,11 @@ class LoadableMixin:
         saved = _read_hparams_file(Path(hparams_file)) if hparams_file else checkpoint.get(key)
         saved = unpack(dict(saved), weights_only is not False) if isinstance(saved, Mapping) else {}
         name = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME)
-        instance: Any = cls(**_constructor_arguments(cls, saved, name, overrides))
+        arguments = _constructor_arguments(cls, saved, name, overrides)
+        instance: Any = cls(**arguments)
         checkpoint[key] = {**saved, **overrides}
         if is_module:
-            _load_module(instance, checkpoint, strict)
+            _load_module(instance, checkpoint, strict, arguments)
         elif cls.__qualname__ in checkpoint:
             instance.load_state_dict(checkpoint[cls.__qualname__])
         return cast("Self", instance)
@@ -295,7 +296,7 @@ def _constructor_arguments(
     return values
 
 
-def _load_module(module: Any, checkpoint: dict[str, Any], strict: bool | None) -> None:
+def _load_module(module: Any, checkpoint: dict[str, Any], strict: bool | None, arguments: dict[str, Any]) -> None:
     state = checkpoint.get("state_dict")
     if state is None:
         raise CheckpointError(
@@ -305,7 +306,18 @@ def _load_module(module: Any, checkpoint: dict[str, Any], strict: bool | None) -
     module.configure_model()
     module.on_load_checkpoint(checkpoint)
     strict = module.strict_loading if strict is None else strict
-    keys = module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    try:
+        keys = module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    except RuntimeError as error:
+        parameters = inspect.signature(type(module)).parameters.items()
+        unsaved = [key for key, p in parameters if p.default is not p.empty and key not in arguments]
+        if not unsaved:
+            raise
+        raise CheckpointError(
+            f"{error}\nNot in the checkpoint, and so at their defaults: {', '.join(f'`{key}`' for key in unsaved)} "
+            f"(modules, what `ignore=` names, or all without `save_hyperparameters()`). Pass what was trained: "
+            f"`{type(module).__name__}.load_from_checkpoint(path, {', '.join(f'{key}=...' for key in unsaved)})`."
+        ) from error
     if not strict and (keys.missing_keys or keys.unexpected_keys):
         rank_zero_warn(
             f"{type(module).__name__}: the checkpoint lacks {keys.missing_keys} and has {keys.unexpected_keys} besides "
