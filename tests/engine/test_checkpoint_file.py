@@ -196,6 +196,12 @@ def test_a_disk_that_fills_up_at_any_write_leaves_the_older_file(
     assert _same(read(tmp_path / "a.ckpt"), _checkpoint(2.0))
 
 
+def test_a_name_that_the_file_system_does_not_take_is_to_be_shortened(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="too long for this file system: shorten `filename`"):
+        write({"a": 1}, tmp_path / f"{'long' * 80}.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_said_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", _Failing(os.fsync, 1, errno.ENOSPC))
     with pytest.raises(CheckpointError, match=r"No space left.*Free space on this disk"):

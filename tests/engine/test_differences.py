@@ -286,6 +286,17 @@ def test_ctrl_c_returns_to_the_caller(parity: str | None) -> None:
     assert trainer.global_step == 1
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_an_interrupt_says_where_to_resume_from(tmp_path: Path, caplog: pytest.LogCaptureFixture, saves: bool) -> None:
+    callbacks = [ModelCheckpoint(tmp_path, save_last=True)] if saves else []
+    trainer = quiet_trainer(callbacks=callbacks, enable_checkpointing=saves)
+    trainer.fit(Breaks(KeyboardInterrupt()), loader(), loader())
+    (record,) = [record for record in caplog.records if "Interrupted" in record.message]
+    assert record.levelno == logging.WARNING, "seen without any set-up of logging"
+    (file,) = tmp_path.iterdir() if saves else [None]
+    assert (f"`ckpt_path={str(file)!r}`" if file else "No checkpoint was saved") in record.message
+
+
 @PARITY
 def test_a_second_fit_on_a_finished_trainer_says_so(parity: str | None, caplog: pytest.LogCaptureFixture) -> None:
     model, trainer = BoringModel(), quiet_trainer(parity=parity)

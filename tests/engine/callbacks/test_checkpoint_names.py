@@ -17,6 +17,8 @@ from engine.errors import MisconfigurationException
         ("{epoch:02d}", True, "epoch=03"),
         ("m-{epoch:02d}-{val/loss:.2f}", False, "m-03-0.12"),
         ("{val/loss:.3f}", True, "val/loss=0.123"),
+        ("{x/../../y}-{../a}-{b/..}", True, "x/_/_/y=0-_/a=0-b/_=0"),
+        ("{/etc/a}", True, "_/etc/a=0"),
         ("{nope}-{nope:.1f}", True, "nope=0-nope=0.0"),
         ("epoch_{epoch}", False, "epoch_3"),
         ("best", True, "best"),

@@ -122,6 +122,23 @@ def test_tqdm_for_a_notebook_if_it_is_installed(monkeypatch: pytest.MonkeyPatch)
     assert type(select_progress_bar()) is PlainProgressBar
 
 
+def test_rich_leaves_no_empty_box_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    jupyter = pytest.importorskip("rich.jupyter")
+
+    class Output:  # of ipywidgets
+        __enter__ = __exit__ = clear_output = lambda self, *args, **kwargs: None
+
+    for module, name in (("IPython.display", "display"), ("ipywidgets", "Output")):
+        fake = types.ModuleType(module)
+        setattr(fake, name, {"display": lambda widget: None, "Output": Output}[name])
+        monkeypatch.setitem(sys.modules, module, fake)
+    boxes: list[str] = []
+    monkeypatch.setattr(jupyter, "display", lambda segments, text: boxes.append(text))
+    fit(RichProgressBar(console_kwargs={"force_jupyter": True}))
+    assert "Epoch 1/1" in boxes[-1]
+    assert all(map(str.strip, boxes))
+
+
 # ---------------------------------------------------------------- what a line shows, and when
 
 

@@ -92,6 +92,8 @@ def _warn_of_strangers(written: Path, path: Path) -> None:
 def _remedy(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "Free space on this disk, keep fewer checkpoints (`save_top_k`), or choose another `dirpath`."
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "Its name is too long for this file system: shorten `filename`, or set `auto_insert_metric_name=False`."
     if isinstance(error, OSError):
         return "See that the folder can be written to, or choose another `dirpath`."
     return (

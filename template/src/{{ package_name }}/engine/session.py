@@ -6,6 +6,7 @@ Owns: the order before and after the loops, and what an exception or an interrup
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from . import checkpoint as checkpoints
 from .acceleration import compile_module, prefer_fused
 from .dispatch import HookTable, overrides
-from .distributed import log, rank_zero_info
+from .distributed import log, rank_zero_only
 from .errors import SIGTERMException, _TunerExitException
 from .hooks import Callback, DataHooks
 from .legacy import step_in_turns, takes_turns
@@ -64,14 +65,23 @@ def _guarded_session(run: Run, ckpt_path: Any, weights_only: bool | None) -> Ite
     except BaseException as error:
         fail(run, error)
         if isinstance(error, KeyboardInterrupt) and not run.parity:
-            kept = "The last checkpoint" if trainer.signals.is_urgent else "What was trained"
-            rank_zero_info(f'Interrupted. {kept} is kept; resume with `ckpt_path="last"`.')
+            rank_zero_only(log.warning)("Interrupted. %s", _how_to_resume(trainer))
             if is_set_up:
                 return
             raise _TunerExitException from error
         raise
     finally:
         run.enter_nothing()
+
+
+def _how_to_resume(trainer: Any) -> str:
+    if trainer.state.fn is not TrainerFn.FITTING:
+        return "Nothing was changed."
+    kinds = ("last_model_path", "newest_model_path", "ckpt_path")
+    files = [getattr(callback, kind, "") for kind in kinds for callback in trainer.checkpoint_callbacks]
+    file = next(filter(os.path.exists, files), None)
+    advice = "No checkpoint was saved; `ModelCheckpoint(save_last=True)` saves one at Ctrl-C."
+    return f"Resume with `ckpt_path={file!r}`." if file else advice
 
 
 def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
@@ -130,13 +140,13 @@ def set_up(run: Run, ckpt_path: Any, weights_only: bool | None) -> None:
     if checkpoint is not None and fitting:
         checkpoints.restore_loggers(run, checkpoint)  # first of all: a tracker goes on in its run, or begins another
     call_setup(run, str(run.state.fn))
-    module.configure_model()
+    run.hooks.wrap("configure_model", module.configure_model)()
     run.precision.convert_module(module)  # first: weights of 64 bits would lose half of them
     if checkpoint is not None:
         checkpoints.restore_model(run, checkpoint)
     strategy.sync_batchnorm = trainer.sync_batchnorm
     strategy.setup(module, training=fitting)
-    run.transfer = make_transfer(run.hooks, strategy, run.precision)
+    run.transfer = run.hooks.wrap("batch_to_device", make_transfer(run.hooks, strategy, run.precision))
     if fitting:
         if trainer.compile_options is not None:
             compile_module(module, LightningModule, trainer.compile_options)
@@ -190,10 +200,10 @@ def call_setup(run: Run, stage: str) -> None:
     if profiler is not None:
         profiler.setup(stage=stage, local_rank=run.strategy.local_rank, log_dir=run.trainer.log_dir)
     if run.datamodule is not None:
-        run.datamodule.setup(stage)
-    for callback in list(run.trainer.callbacks):
-        callback.setup(run.trainer, run.module, stage)
-    run.module.setup(stage)
+        run.hooks.wrap("setup", run.datamodule.setup, run.datamodule)(stage)
+    for callback in [each for each in run.trainer.callbacks if overrides(each, "setup", Callback)]:
+        run.hooks.wrap("setup", callback.setup, callback)(run.trainer, run.module, stage)
+    run.hooks.wrap("setup", run.module.setup)(stage)
     run.strategy.barrier("setup")
     if tuple(run.trainer.callbacks) != run.hooks.callbacks:
         merge_callbacks(run)
@@ -203,7 +213,7 @@ def configure_optimizers(run: Run) -> None:
     """Ask the module for its optimizers and schedulers."""
     module = run.module
     run.optimizers, run.schedulers, run.frequencies = parse_optimizers(
-        module.configure_optimizers(),
+        run.hooks.wrap("configure_optimizers", module.configure_optimizers)(),
         automatic=module.automatic_optimization,
         custom_scheduler_step=run.hooks.module_overrides("lr_scheduler_step"),
     )

@@ -50,7 +50,8 @@ def fill(template: str, metrics: Mapping[str, Any], insert_names: bool = True, e
                 f"The checkpoint name {template!r} formats `{name}` = {value!r} by {form!r}: {error}. "
                 f"Use a format for that type, e.g. `{{{name}:.3f}}`."
             ) from error
-        return f"{name}{equals}{text}" if insert_names else text
+        parts = ("_" if part in ("", "..") else part for part in name.split("/"))  # never out of the folder
+        return f"{'/'.join(parts)}{equals}{text}" if insert_names else text
 
     return _FIELD.sub(value_of, template).replace("\0", "_")  # which no file's name may hold
 

@@ -125,7 +125,7 @@ class ModelCheckpoint(Checkpoint):
             )
         self.current_score: Tensor | None = None
         self.best_k_models: dict[str, Tensor] = {}
-        self.best_model_path = self.kth_best_model_path = self.last_model_path = self._newest = ""
+        self.best_model_path = self.kth_best_model_path = self.last_model_path = self.newest_model_path = ""
         self.kth_value = torch.tensor(self._watch.worst)
         self.best_model_score: Tensor | None = None
         self._last_global_step_saved = -1
@@ -260,7 +260,7 @@ class ModelCheckpoint(Checkpoint):
             self.last_model_path = self._agree(trainer, lambda: self._free_path(metrics, previous, last_name))
         saved = self._save_best(trainer, metrics, after_validation) if best else ""
         is_missing = best and self.monitor is not None and self.monitor not in metrics
-        follows = at_trigger or (self.save_last == "link" and bool(self._newest))  # with parity
+        follows = at_trigger or (self.save_last == "link" and bool(self.newest_model_path))  # with parity
         if last and trainer.parity and not saved and (is_missing or not follows):
             self.last_model_path = previous
         elif last:
@@ -341,7 +341,7 @@ class ModelCheckpoint(Checkpoint):
         """Make `last_model_path` the state of now: another name of `saved` where that was written just now."""
         path, symbolic = self.last_model_path, self.save_last == "link"
         if symbolic and trainer.parity and self.save_top_k:
-            saved = self._newest  # though a later state was not among the best
+            saved = self.newest_model_path  # though a later state was not among the best
         may_share = saved not in ("", path) and (symbolic or (names.writes_beside(trainer) and not trainer.parity))
         if not (may_share and self._agree(trainer, lambda: names.link(saved, path, symbolic))):
             self._write(trainer, path, is_last=True)
@@ -359,7 +359,7 @@ class ModelCheckpoint(Checkpoint):
             log.error("%s Training goes on.", error)  # one of the background; that of now has begun
             self._forget(error.path)
         if not is_last or trainer.parity:
-            self._last_global_step_saved, self._newest = trainer.global_step, path
+            self._last_global_step_saved, self.newest_model_path = trainer.global_step, path
         if trainer.is_global_zero:
             trainer.tell_loggers("after_save_checkpoint", self)
 
