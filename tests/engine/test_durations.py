@@ -134,6 +134,12 @@ def test_a_length_in_another_unit_is_refused_with_the_one_that_is_taken(name: st
         quiet_trainer(**{name: "1h"})
 
 
+@pytest.mark.parametrize("value", ["3ep", "1e6sp", "0ba", 0])
+def test_an_interval_that_is_no_number_of_batches_is_refused(value: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=rf"`Trainer\(val_check_interval={value!r}\)`.*every_n_epoch"):
+        quiet_trainer(val_check_interval=value)
+
+
 ELSEWHERE: dict[str, Any] = {  # what else counts, by how the user writes it
     "EarlyStopping(patience": (lambda text: EarlyStopping("val_loss", patience=text), "2ep"),
     "ThroughputMonitor(window_size": (lambda text: ThroughputMonitor(window_size=text), "50ba"),

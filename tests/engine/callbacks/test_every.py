@@ -65,6 +65,7 @@ def test_several_processes_ask_rank_zero_for_the_time_now_and_then() -> None:
     [
         (None, "steps", None),
         (0, "steps", None),
+        ("0ba", "steps", None),
         (3, "epochs", 3),
         (3, "steps", (3, "steps")),
         ("2ep", "steps", 2),

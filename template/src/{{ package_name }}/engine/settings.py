@@ -77,22 +77,17 @@ def refused(name: str, value: Any, accepted: str) -> MisconfigurationException:
     return MisconfigurationException(f"`Trainer({name}={value!r})`: {accepted}")
 
 
-def from_one(name: str, value: Any) -> int:
-    """Return a whole number from 1, or say that it is none."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        hint = " For one that changes with the epoch use the callback `GradientAccumulationScheduler`."
-        hint = hint if name == "accumulate_grad_batches" else ""
-        raise refused(name, value, f"a whole number from 1 is accepted.{hint}")
+def whole(name: str, given: Any, least: int, accepted: str, unit: str = "") -> int:
+    """Return a whole number, or text that counts `unit` if there is one; another value is refused."""
+    value = counted(given, f"Trainer({name}", unit) if unit else given
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise refused(name, given, f"a whole number {accepted} is accepted.")
     return value
 
 
 def reload_every(given: Any) -> int:
     """Return `reload_dataloaders_every_n_epochs`: a number of epochs, 0 for never."""
-    every = counted(given, "Trainer(reload_dataloaders_every_n_epochs", "epochs")
-    if not isinstance(every, int) or every < 0:
-        accepted = "a whole number of epochs, or 0 for never, is accepted."
-        raise refused("reload_dataloaders_every_n_epochs", given, accepted)
-    return every
+    return whole("reload_dataloaders_every_n_epochs", given, 0, "of epochs, or 0 for never,", "epochs")
 
 
 def plugins(given: Any) -> list[Any]:
@@ -107,13 +102,13 @@ def plugins(given: Any) -> list[Any]:
 
 def optimisation(accumulate: Any, clip_val: Any, clip_algorithm: Any) -> dict[str, Any]:
     """Return how gradients are used, as attributes of the Trainer."""
-    batches = counted(accumulate, "Trainer(accumulate_grad_batches", "batches")
+    hint = "from 1 (by epoch: the callback `GradientAccumulationScheduler`)"
     if clip_val is not None and not isinstance(clip_val, (int, float)):
         raise TypeError(f"`Trainer(gradient_clip_val={clip_val!r})`: a number is accepted.")
     if clip_algorithm is not None and str(clip_algorithm).lower() not in ("norm", "value"):
         raise refused("gradient_clip_algorithm", clip_algorithm, "accepted are 'norm' and 'value'.")
     return {
-        "accumulate_grad_batches": from_one("accumulate_grad_batches", batches),
+        "accumulate_grad_batches": whole("accumulate_grad_batches", accumulate, 1, hint, "batches"),
         "gradient_clip_val": clip_val,
         "gradient_clip_algorithm": clip_algorithm,
     }
@@ -142,11 +137,8 @@ def fast_dev_run(given: bool | int, overfit: int | float) -> dict[str, Any]:
 def epoch_limit(max_epochs: int | str | None, max_steps: int, max_time: Any) -> int:
     """Return `max_epochs` with its default: 1000 when nothing limits the run, none when steps do."""
     if max_epochs is not None:
-        value = counted(max_epochs, "Trainer(max_epochs", "epochs")
-        if not isinstance(value, int) or value < NO_LIMIT:
-            accepted = "a whole number from 0, -1 for no limit, or text such as '10ep' is accepted."
-            raise refused("max_epochs", max_epochs, accepted)
-        return value
+        accepted = "from 0, -1 for no limit, or text such as '10ep'"
+        return whole("max_epochs", max_epochs, NO_LIMIT, accepted, "epochs")
     if max_steps == NO_LIMIT and max_time is None:
         rank_zero_warn(
             f"`max_epochs` was not set, so this fit runs up to {DEFAULT_EPOCHS} epochs. Set `Trainer(max_epochs=...)`; "
@@ -158,11 +150,7 @@ def epoch_limit(max_epochs: int | str | None, max_steps: int, max_time: Any) -> 
 
 def step_limit(max_steps: int | str) -> int:
     """Return `max_steps`; text such as "500ba" is accepted."""
-    value = counted(max_steps, "Trainer(max_steps", "batches")
-    if not isinstance(value, int) or isinstance(value, bool) or value < NO_LIMIT:
-        accepted = "a whole number from 0, -1 for no limit, or text such as '500ba' is accepted."
-        raise refused("max_steps", max_steps, accepted)
-    return value
+    return whole("max_steps", max_steps, NO_LIMIT, "from 0, -1 for no limit, or text such as '500ba'", "batches")
 
 
 def check_limit(name: str, value: Any) -> int | float:
@@ -182,18 +170,18 @@ def validation_interval(value: Any, every_n_epoch: int | None) -> tuple[int | fl
         raise refused("check_val_every_n_epoch", every_n_epoch, "a whole number from 1, or None, is accepted.")
     if value is None:
         return 1.0, None
-    seconds = None
+    given, seconds = value, None
     if not isinstance(value, (int, float)):
         duration = Duration.parse(value)
-        value, seconds = duration.batches or 1.0, duration.seconds
+        value, seconds = duration.batches if duration.seconds is None else 1.0, duration.seconds
+    if value is None or (not 0.0 <= value <= 1.0 if isinstance(value, float) else value < 1):
+        accepted = "a share from 0.0 to 1.0, a number of batches from 1, or a time is accepted; for epochs use"
+        raise refused("val_check_interval", given, f"{accepted} `check_val_every_n_epoch`.")
     if every_n_epoch is None and isinstance(value, float) and seconds is None:
         raise MisconfigurationException(
             f"`Trainer(check_val_every_n_epoch=None, val_check_interval={value})`: without epochs the interval counts "
             "batches. Use a whole number, or a time."
         )
-    if (isinstance(value, float) and not 0.0 <= value <= 1.0) or value < 0:
-        accepted = "a share from 0.0 to 1.0, a number of batches, or a time is accepted."
-        raise refused("val_check_interval", value, accepted)
     return value, seconds
 
 

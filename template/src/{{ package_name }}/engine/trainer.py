@@ -167,7 +167,7 @@ class Trainer(OldCalls, TrainerServices):
             log_every_n_steps = num_sanity_val_steps = 0
 
         plugins = settings.plugins(plugins)
-        self.num_nodes = settings.from_one("num_nodes", num_nodes)
+        self.num_nodes = settings.whole("num_nodes", num_nodes, 1, "from 1")
         self.strategy = select_strategy(
             strategy,
             accelerator=accelerator,

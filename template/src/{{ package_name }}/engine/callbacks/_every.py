@@ -82,7 +82,7 @@ def parse_every(value: Any, argument: str, int_unit: str) -> Every | int | None:
         return int(duration.epochs)
     for unit in ("batches", "samples", "seconds"):
         if (amount := getattr(duration, unit)) is not None:
-            return Every(amount, unit)
+            return Every(amount, unit) if amount or unit == "seconds" else None
     raise MisconfigurationException(f"`{argument}={value!r})` names no amount. Write for example '2ep' or '500ba'.")
 
 
