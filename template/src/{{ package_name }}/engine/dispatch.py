@@ -136,12 +136,8 @@ class HookTable:
 
     def _functions(self, name: str) -> tuple[HookFunction, ...]:
         watches, saves = name == "on_train_epoch_end", name in _SAVING and not self.trainer.parity
-        is_late = [c.runs_last and (watches or (saves and c.role == "checkpoint")) for c in self.callbacks]
-        early, late = (
-            [callback for callback, waits in zip(self.callbacks, is_late, strict=True) if waits is last]
-            for last in (False, True)
-        )
-        functions = self._of_callbacks(name, early)
+        late = [c for c in self.callbacks if c.runs_last and (watches or (saves and c.role == "checkpoint"))]
+        functions = self._of_callbacks(name, [c for c in self.callbacks if not any(c is other for other in late)])
         if self.module_overrides(name):
             functions.append(self.wrap(name, getattr(self.module, name)))
         return (*functions, *self._of_callbacks(name, late))

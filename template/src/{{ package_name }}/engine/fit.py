@@ -276,8 +276,7 @@ def nothing_to_do(run: Run) -> bool:
     if not run.parity and trainer.max_epochs != 0 and progress.global_step:
         rank_zero_info(
             f"Nothing to train: this Trainer is at epoch {progress.epoch} of {trainer.max_epochs}, step "
-            f"{progress.global_step}. "
-            f"To go on, set `trainer.max_epochs = {progress.epoch + 1}` or more; to start anew, make a new Trainer."
+            f"{progress.global_step}. Set `trainer.max_epochs = {progress.epoch + 1}` or more, or make a new Trainer."
         )
     return True
 
@@ -292,9 +291,7 @@ def validation_due(run: Run) -> bool:
         return run.agreement.is_time_to_validate
     if run.val_check_seconds is not None:
         return time.monotonic() - run.last_validation_s >= run.val_check_seconds
-    if progress.is_last_batch and run.val_check_batch == INFINITE:
-        return True
-    if trainer.should_stop and can_stop(run):
+    if (progress.is_last_batch and run.val_check_batch == INFINITE) or (trainer.should_stop and can_stop(run)):
         return True
     if isinstance(trainer.limit_train_batches, int) and run.val_check_batch == INFINITE:
         return progress.batch_idx % trainer.limit_train_batches == 0

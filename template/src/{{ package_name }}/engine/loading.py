@@ -123,8 +123,7 @@ def _set_interval(run: Run) -> None:
         if interval > size and trainer.check_val_every_n_epoch is not None:
             raise ValueError(
                 f"`Trainer(val_check_interval={interval})` is more than the {int(size)} training batches of an epoch. "
-                "Use at most "
-                f"{int(size)}, a share such as 0.5, or `check_val_every_n_epoch=None` to count batches across epochs."
+                f"Use at most that, a share such as 0.5, or `check_val_every_n_epoch=None` to count across epochs."
             )
     elif size == INFINITE:
         if interval != 1.0:

@@ -91,34 +91,23 @@ def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:
             f"`Trainer.{fn.value}()` got a `{type(module).__name__}`. A `LightningModule` of this engine is accepted; "
             "a plain `nn.Module` becomes one by subclassing, a Lightning one by changing its import."
         )
-    trainer.state = TrainerState(
-        fn, RunningStage("train" if fn is TrainerFn.FITTING else fn.value), TrainerStatus.RUNNING
-    )
+    stage = RunningStage("train" if fn is TrainerFn.FITTING else fn.value)
+    trainer.state = state = TrainerState(fn, stage, TrainerStatus.RUNNING)
     module.trainer = trainer
     if datamodule is not None:
         datamodule.trainer = trainer
     strategy, precision, progress = trainer.strategy, trainer.precision_plugin, trainer.progress
+    loggers, parity = trainer.loggers, trainer.parity
     profiler = trainer.profiler if trainer.profiler.is_on else None
     hooks = HookTable(trainer, module, trainer.data_source, (), base=LightningModule, profiler=profiler)
     train, evaluation = (Results(training, progress) for training in (True, False))
     for results in (train, evaluation):
-        results.on_rank_zero = strategy.is_global_zero or trainer.parity
+        results.on_rank_zero = strategy.is_global_zero or parity
         # In evaluation ranks may have different numbers of batches, so a batch's values stay with their rank.
-        if strategy.is_distributed and (results.training or trainer.parity):
+        if strategy.is_distributed and (results.training or parity):
             results.sync_step = lambda value, op: strategy.reduce(torch.as_tensor(value), reduce_op=op)
     run = Run(
-        trainer,
-        module,
-        datamodule,
-        trainer.state,
-        strategy,
-        precision,
-        hooks,
-        progress,
-        trainer.loggers,
-        trainer.parity,
-        train,
-        evaluation,
+        trainer, module, datamodule, state, strategy, precision, hooks, progress, loggers, parity, train, evaluation
     )
     if fn is not TrainerFn.FITTING and trainer.run is not None and trainer.run.module is module:
         trained = trainer.run  # what it has can still be saved, and trained on from there

@@ -13,10 +13,10 @@ Three things may happen at a moment of the run (a trigger, a validation's end, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ..module import LightningModule
     from ..trainer import Trainer
 
-T = TypeVar("T")
 _KEPT = """monitor best_model_score best_model_path current_score dirpath best_k_models kth_best_model_path kth_value
     last_model_path"""
 
@@ -146,7 +145,7 @@ class ModelCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Decide the folder, the same on all ranks (collective); anew in every call, for loggers make new ones."""
         if self.dirpath in (None, self._decided_dirpath):
-            self.dirpath = self._decided_dirpath = self._agree(trainer, lambda: names.folder_for(trainer))
+            self.dirpath = self._decided_dirpath = names.agreed(trainer, lambda: names.folder_for(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count for the trigger."""
@@ -214,7 +213,7 @@ class ModelCheckpoint(Checkpoint):
         try:
             if own_file:
                 metrics = self._metrics(trainer)
-                self._write(trainer, self._agree(trainer, lambda: self._free_path(metrics, always_count=True)))
+                self._write(trainer, names.agreed(trainer, lambda: self._free_path(metrics, always_count=True)))
             if is_whole:
                 self._save(trainer, best=False, last=True, at_trigger=True)
         except Exception as failure:  # the user must see the error that came first
@@ -257,7 +256,7 @@ class ModelCheckpoint(Checkpoint):
         previous = self.last_model_path
         if last:  # Before any file is written, for its state must know the name.
             last_name = self.CHECKPOINT_NAME_LAST
-            self.last_model_path = self._agree(trainer, lambda: self._free_path(metrics, previous, last_name))
+            self.last_model_path = names.agreed(trainer, lambda: self._free_path(metrics, previous, last_name))
         saved = self._save_best(trainer, metrics, after_validation) if best else ""
         is_missing = best and self.monitor is not None and self.monitor not in metrics
         follows = at_trigger or (self.save_last == "link" and bool(self.newest_model_path))  # with parity
@@ -272,7 +271,7 @@ class ModelCheckpoint(Checkpoint):
         if self.save_top_k == 0 or self._last_global_step_saved == trainer.global_step:
             return ""
         if self.monitor is None:
-            path = self._agree(trainer, lambda: self._free_path(metrics, self.best_model_path))
+            path = names.agreed(trainer, lambda: self._free_path(metrics, self.best_model_path))
             previous, self.best_model_path = self.best_model_path, path
             self._write(trainer, path)
             if self.save_top_k == 1:
@@ -284,7 +283,7 @@ class ModelCheckpoint(Checkpoint):
                 raise MisconfigurationException(self._watch.unknown(trainer))
             return ""
         current = metrics[self.monitor]
-        plan = self._agree(trainer, lambda: self._plan(trainer, current, metrics))
+        plan = names.agreed(trainer, lambda: self._plan(trainer, current, metrics))
         if plan is None:
             if self.verbose:
                 rank_zero_info("%s %.5g is not among the best %d", self.monitor, current, self.save_top_k)
@@ -343,7 +342,7 @@ class ModelCheckpoint(Checkpoint):
         if symbolic and trainer.parity and self.save_top_k:
             saved = self.newest_model_path  # though a later state was not among the best
         may_share = saved not in ("", path) and (symbolic or (names.writes_beside(trainer) and not trainer.parity))
-        if not (may_share and self._agree(trainer, lambda: names.link(saved, path, symbolic))):
+        if not (may_share and names.agreed(trainer, lambda: names.link(saved, path, symbolic))):
             self._write(trainer, path, is_last=True)
         self._last_state = _state_of(trainer)
         self._discard(trainer, previous, path)
@@ -397,7 +396,7 @@ class ModelCheckpoint(Checkpoint):
 
     def file_exists(self, filepath: str | Path, trainer: Trainer) -> bool:
         """Return whether rank 0 sees the file (collective)."""
-        return self._agree(trainer, lambda: os.path.lexists(filepath))
+        return names.agreed(trainer, lambda: os.path.lexists(filepath))
 
     def find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return the files in this callback's folder that are named like the last one, for `ckpt_path="last"`."""
@@ -414,10 +413,7 @@ class ModelCheckpoint(Checkpoint):
 
     def _metrics(self, trainer: Trainer) -> dict[str, Any]:
         found = names.metrics_of(trainer)
-        return self._agree(trainer, lambda: found)
-
-    def _agree(self, trainer: Trainer, decide: Callable[[], T]) -> T:
-        return names.agreed(trainer, decide)
+        return names.agreed(trainer, lambda: found)
 
     def to_yaml(self, filepath: str | Path | None = None) -> None:
         """Write the kept files and their scores as YAML; None: `best_k_models.yaml` beside them."""

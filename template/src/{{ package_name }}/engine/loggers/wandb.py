@@ -127,8 +127,7 @@ class WandbLogger(Logger):
         self, model: nn.Module, log: str | None = "gradients", log_freq: int | str = 100, log_graph: bool = True
     ) -> None:
         """Record gradients or parameters ("gradients", "parameters", "all") every `log_freq` steps."""
-        every = counted(log_freq, "watch(log_freq", "batches")
-        self.experiment.watch(model, log=log, log_freq=every, log_graph=log_graph)
+        self.experiment.watch(model, log=log, log_freq=counted(log_freq, "log_freq", "batches"), log_graph=log_graph)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -194,36 +195,19 @@ class Found(NamedTuple):
     failed: bool
 
 
-def power(fits: Callable[[int], bool], first: int, limit: int, max_trials: int) -> Found:
-    """Double the size until it does not fit; halve it if not even the first one does.
+def binsearch(fits: Callable[[int], bool], first: int, limit: int, max_trials: int, exact: bool = True) -> Found:
+    """Double the size until it does not fit, then halve the interval; halve it as well if not even the first one fits.
 
     Args:
         fits: Tries a size.
         first: Where to begin.
         limit: Largest size.
         max_trials: Sizes to try.
+        exact: Halve until the size is exact, not only until one fits.
 
     Raises:
         MisconfigurationException: Nothing fits.
     """
-    size, good, failed, trials = first, 0, False, 0
-    while trials < max_trials:
-        trials += 1
-        if fits(size):
-            good = size
-            if failed or size >= limit:
-                break
-            size = min(2 * size, limit)
-            continue
-        failed = True
-        if good or size == 1:
-            break
-        size //= 2
-    return _found(good, trials, failed)
-
-
-def binsearch(fits: Callable[[int], bool], first: int, limit: int, max_trials: int) -> Found:
-    """Double the size until it does not fit, then halve the interval; arguments and errors are those of `power`."""
     size, good, bad, trials = first, 0, 0, 0
     while trials < max_trials:
         trials += 1
@@ -231,19 +215,19 @@ def binsearch(fits: Callable[[int], bool], first: int, limit: int, max_trials: i
             good = size
         else:
             bad = size
-        if (bad and bad - good <= 1) or (not bad and size >= limit):
+        is_found = bad - good <= 1 or (good and not exact) if bad else size >= limit
+        if is_found:
             break
         size = (good + bad) // 2 if bad else min(2 * size, limit)
-    return _found(good, trials, bool(bad))
-
-
-def _found(good: int, trials: int, failed: bool) -> Found:
     if not good:
         raise MisconfigurationException(
             f"No batch size fits into memory ({trials} tried). Make the model or the inputs smaller, use a lower "
             "precision (`Trainer(precision='bf16-mixed')`), or let more sizes be tried (`max_trials`)."
         )
-    return Found(good, trials, failed)
+    return Found(good, trials, bool(bad))
+
+
+power = partial(binsearch, exact=False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

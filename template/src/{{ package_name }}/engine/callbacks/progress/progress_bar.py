@@ -42,6 +42,11 @@ class ProgressBar(Callback):
     """
 
     role = "bar"
+    # What the bar is called, beside `train_description`; a subclass may make properties of them.
+    sanity_check_description = "Sanity check"
+    validation_description = "Validation"
+    test_description = "Testing"
+    predict_description = "Predicting"
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
@@ -88,30 +93,10 @@ class ProgressBar(Callback):
             self.disable()
 
     @property
-    def sanity_check_description(self) -> str:
-        """What the bar is called during the sanity check."""
-        return "Sanity check"
-
-    @property
     def train_description(self) -> str:
         """What the bar is called during training: the epoch, of the last epoch when that is known."""
         last = self.trainer.max_epochs
         return f"Epoch {self.trainer.current_epoch}" + (f"/{last - 1}" if last and last > 0 else "")
-
-    @property
-    def validation_description(self) -> str:
-        """What the bar is called during validation."""
-        return "Validation"
-
-    @property
-    def test_description(self) -> str:
-        """What the bar is called during `test`."""
-        return "Testing"
-
-    @property
-    def predict_description(self) -> str:
-        """What the bar is called during `predict`."""
-        return "Predicting"
 
     @property
     def total_train_batches(self) -> int | float:
