@@ -273,10 +273,9 @@ class PyTorchProfiler(Profiler):
         """End the stretch; after a `*_step`, tell torch's profiler that a step is over."""
         if action_name not in dict(self._records):
             raise _never_started(action_name)
-        ended = ""
-        while ended != action_name:  # also an action inside, which an error has left open
-            ended, record = self._records.pop()
-            record.close()
+        while self._records[-1][0] != action_name:  # an action inside, which an error has left open
+            self._records.pop()[1].close()
+        self._records.pop()[1].close()
         if self.profiler is not None and action_name.endswith(_STEPS):
             self._steps += 1
             self.profiler.step()

@@ -65,7 +65,8 @@ def _guarded_session(run: Run, ckpt_path: Any, weights_only: bool | None) -> Ite
     except BaseException as error:
         fail(run, error)
         if isinstance(error, KeyboardInterrupt) and not run.parity:
-            rank_zero_only(log.warning)("Interrupted. %s", _how_to_resume(trainer))
+            how = _how_to_resume(trainer) if trainer.state.fn is TrainerFn.FITTING else ""
+            rank_zero_only(log.warning)("Interrupted.%s", how)
             if is_set_up:
                 return
             raise _TunerExitException from error
@@ -75,13 +76,11 @@ def _guarded_session(run: Run, ckpt_path: Any, weights_only: bool | None) -> Ite
 
 
 def _how_to_resume(trainer: Any) -> str:
-    if trainer.state.fn is not TrainerFn.FITTING:
-        return "Nothing was changed."
     kinds = ("last_model_path", "newest_model_path", "ckpt_path")
     files = [getattr(callback, kind, "") for kind in kinds for callback in trainer.checkpoint_callbacks]
     file = next(filter(os.path.exists, files), None)
-    advice = "No checkpoint was saved; `ModelCheckpoint(save_last=True)` saves one at Ctrl-C."
-    return f"Resume with `ckpt_path={file!r}`." if file else advice
+    advice = " No checkpoint was saved; `ModelCheckpoint(save_last=True)` saves one at Ctrl-C."
+    return f" Resume with `ckpt_path={file!r}`." if file else advice
 
 
 def make_run(trainer: Any, fn: TrainerFn, module: Any, datamodule: Any) -> Run:

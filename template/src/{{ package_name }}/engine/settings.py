@@ -137,8 +137,7 @@ def fast_dev_run(given: bool | int, overfit: int | float) -> dict[str, Any]:
 def epoch_limit(max_epochs: int | str | None, max_steps: int, max_time: Any) -> int:
     """Return `max_epochs` with its default: 1000 when nothing limits the run, none when steps do."""
     if max_epochs is not None:
-        accepted = "from 0, -1 for no limit, or text such as '10ep'"
-        return whole("max_epochs", max_epochs, NO_LIMIT, accepted, "epochs")
+        return whole("max_epochs", max_epochs, NO_LIMIT, "from 0, -1 for no limit, or text such as '10ep'", "epochs")
     if max_steps == NO_LIMIT and max_time is None:
         rank_zero_warn(
             f"`max_epochs` was not set, so this fit runs up to {DEFAULT_EPOCHS} epochs. Set `Trainer(max_epochs=...)`; "

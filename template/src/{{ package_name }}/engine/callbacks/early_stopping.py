@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 _KEPT = ("wait_count", "stopped_epoch", "best_score", "best_epoch", "patience")
-_PATIENCE = "EarlyStopping(patience"
 
 
 class EarlyStoppingReason(Enum):
@@ -92,15 +91,14 @@ class EarlyStopping(Callback):
         self.min_delta = abs(min_delta) if mode == "max" else -abs(min_delta)
         self._signed_delta = min_delta if mode == "max" else -min_delta
         self.patience = patience
-        counted(patience, _PATIENCE, "epochs")  # now, not in the middle of training
+        counted(patience, "EarlyStopping(patience", "epochs")  # now, not in the middle of training
         self.verbose = verbose
         self.strict = strict
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.log_rank_zero_only = log_rank_zero_only
-        self.wait_count = self.best_epoch = 0
-        self.stopped_epoch = 0
+        self.wait_count = self.best_epoch = self.stopped_epoch = 0
         self.best_score = torch.tensor(self._watch.worst)
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message: str | None = None
@@ -198,7 +196,7 @@ class EarlyStopping(Callback):
             return False, f"{value} (best{before})"
         self.wait_count += 1
         waited = epoch - self.best_epoch if isinstance(self.patience, str) else self.wait_count
-        if waited < counted(self.patience, _PATIENCE, "epochs"):
+        if waited < counted(self.patience, "patience", "epochs"):
             return False, None
         text = f"{self.monitor} has not improved in {self.wait_count} checks, best {float(self.best_score):.5g}"
         return self._stop(EarlyStoppingReason.PATIENCE_EXHAUSTED, text)

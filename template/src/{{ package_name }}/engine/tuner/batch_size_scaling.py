@@ -215,8 +215,7 @@ def binsearch(fits: Callable[[int], bool], first: int, limit: int, max_trials: i
             good = size
         else:
             bad = size
-        is_found = bad - good <= 1 or (good and not exact) if bad else size >= limit
-        if is_found:
+        if (bad and (bad - good <= 1 or (good and not exact))) or (not bad and size >= limit):
             break
         size = (good + bad) // 2 if bad else min(2 * size, limit)
     if not good:
