@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -165,3 +166,20 @@ def test_what_somebody_else_s_storage_was_given_stays_as_it_was() -> None:
         storage.save_checkpoint(checkpoint(value), "nowhere.ckpt")
     storage.teardown()
     assert [kept["state_dict"]["weight"][0, 0].item() for kept in Keeping.kept] == [1.0, 2.0]
+
+
+def test_an_interrupt_while_a_save_is_waited_for_leaves_that_save_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+    monkeypatch.setattr("engine.checkpoint_file.write", lambda copied, path: may_write.wait(10) and write(copied, path))
+    storage = AsyncCheckpointIO()
+    storage.save_checkpoint(checkpoint(1.0), tmp_path / "a.ckpt")
+    threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        storage.save_checkpoint(checkpoint(2.0), tmp_path / "b.ckpt")
+    threading.Timer(0.3, may_write.set).start()
+    storage.save_checkpoint(checkpoint(3.0), tmp_path / "c.ckpt")
+    storage.teardown()
+    assert same(read(tmp_path / "a.ckpt"), checkpoint(1.0))
+    assert same(read(tmp_path / "c.ckpt"), checkpoint(3.0))

@@ -7,7 +7,7 @@ own: the file (`checkpoint_file`).
 from __future__ import annotations
 
 import copy
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,7 @@ class AsyncCheckpointIO(CheckpointIO):
             self._wait()
         except CheckpointError as error:
             failure = error
-        if self._worker is None:
-            self._worker = ThreadPoolExecutor(1, "checkpoint-write")
+        self._worker = self._worker or ThreadPoolExecutor(1, "checkpoint-write")
         reusable = type(self.checkpoint_io).save_checkpoint is CheckpointIO.save_checkpoint
         self._memory = self._memory.released() if reusable else HostMemory()
         arguments = (snapshot(checkpoint, self._memory), path, *(() if storage_options is None else (storage_options,)))
@@ -68,8 +67,7 @@ class AsyncCheckpointIO(CheckpointIO):
         if self._worker is None or not self._pending:
             self.checkpoint_io.remove_checkpoint(path)
             return
-        saving = self._pending[0]
-        self._pending.append(self._worker.submit(self._remove_after, saving, path))
+        self._pending.append(self._worker.submit(self._remove_after, self._pending[0], path))
 
     def _remove_after(self, saving: Future[Any], path: str | Path) -> None:
         if saving.exception() is None:
@@ -86,6 +84,7 @@ class AsyncCheckpointIO(CheckpointIO):
             self.checkpoint_io.teardown()
 
     def _wait(self) -> None:
+        wait(self._pending)  # an interrupt leaves them pending: the next save must not copy over what they write
         pending, self._pending = self._pending, []
         for task in pending:
             task.result()
