@@ -6,6 +6,7 @@ Where a test trains twice, `parity` is its argument: the same code shows both be
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from engine import Callback
 from engine.callbacks import ModelCheckpoint
+from engine.callbacks.checkpoint import Checkpoint
 from torch import Tensor, nn
 from toys import BoringModel, loader, quiet_trainer
 
@@ -295,6 +297,20 @@ def test_an_interrupt_says_where_to_resume_from(tmp_path: Path, caplog: pytest.L
     assert record.levelno == logging.WARNING, "seen without any set-up of logging"
     (file,) = tmp_path.iterdir() if saves else [None]
     assert (f"`ckpt_path={str(file)!r}`" if file else "No checkpoint was saved") in record.message
+
+
+def test_an_interrupt_names_the_newest_file_of_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Later(Checkpoint):
+        last_model_path = None  # as a callback may have it that has not saved
+        ckpt_path = str(tmp_path / "later.ckpt")
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            Path(self.ckpt_path).touch()
+            os.utime(self.ckpt_path, (2e9, 2e9))
+
+    callbacks = [ModelCheckpoint(tmp_path / "other", save_last=True), Later()]
+    quiet_trainer(callbacks=callbacks, enable_checkpointing=True).fit(Breaks(KeyboardInterrupt()), loader(), loader())
+    assert f"`ckpt_path={Later.ckpt_path!r}`" in caplog.text
 
 
 @PARITY

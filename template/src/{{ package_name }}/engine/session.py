@@ -77,8 +77,8 @@ def _guarded_session(run: Run, ckpt_path: Any, weights_only: bool | None) -> Ite
 
 def _how_to_resume(trainer: Any) -> str:
     kinds = ("last_model_path", "newest_model_path", "ckpt_path")
-    files = [getattr(callback, kind, "") for kind in kinds for callback in trainer.checkpoint_callbacks]
-    file = next(filter(os.path.exists, files), None)
+    files = [getattr(callback, kind, None) or "" for kind in kinds for callback in trainer.checkpoint_callbacks]
+    file = max(filter(os.path.exists, files), key=os.path.getmtime, default=None)
     advice = " No checkpoint was saved; `ModelCheckpoint(save_last=True)` saves one at Ctrl-C."
     return f" Resume with `ckpt_path={file!r}`." if file else advice
 
