@@ -133,3 +133,13 @@ def test_two_may_watch_two_metrics(tmp_path: Path) -> None:
     fitted.fit(Scripted([1.0]), rows(), rows())
     assert fitted.current_epoch == 1
     assert fitted.early_stopping_callbacks == list(stoppers)
+
+
+def test_a_rule_of_ones_own_has_the_signature_that_lightning_s_has(tmp_path: Path) -> None:
+    class Lenient(EarlyStopping):
+        def _evaluate_stopping_criteria(self, current: Any) -> tuple[bool, str | None]:
+            return super()._evaluate_stopping_criteria(current - 1)
+
+    stopper = Lenient("val_loss", patience="1ep")
+    assert run(tmp_path, [3, 2, 4], stopper).current_epoch == 3
+    assert float(stopper.best_score) == 1.0

@@ -98,7 +98,7 @@ class EarlyStopping(Callback):
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.log_rank_zero_only = log_rank_zero_only
-        self.wait_count = self.best_epoch = self.stopped_epoch = 0
+        self.wait_count = self.best_epoch = self.stopped_epoch = self._epoch = 0
         self.best_score = torch.tensor(self._watch.worst)
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message: str | None = None
@@ -155,13 +155,13 @@ class EarlyStopping(Callback):
             return
         if trainer.parity:  # where a negative `min_delta` lets a worse value pass
             self.min_delta = self._signed_delta
-        should_stop, text = self._evaluate_stopping_criteria(current.squeeze(), trainer.current_epoch)  # sync: reads it
+        self._epoch = trainer.current_epoch
+        should_stop, text = self._evaluate_stopping_criteria(current.squeeze())  # sync: the metric is read
         # Whoever wants to stop stops all, or the others would wait for it in their next collective.
         should_stop = trainer.strategy.reduce_boolean_decision(should_stop, all=False)
         if should_stop:
             trainer.should_stop = True
-            self.stopped_epoch = trainer.current_epoch
-            self.stopping_reason_message = text
+            self.stopped_epoch, self.stopping_reason_message = self._epoch, text
         if text is not None and (should_stop or self.verbose):
             (rank_zero_info if self.log_rank_zero_only or trainer.world_size == 1 else log.info)(text)
 
@@ -180,7 +180,7 @@ class EarlyStopping(Callback):
         if is_due and self.verbose:
             rank_zero_warn(self._watch.unknown(trainer), category=RuntimeWarning)
 
-    def _evaluate_stopping_criteria(self, current: Tensor, epoch: int) -> tuple[bool, str | None]:
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         """Return (stop, what happened) for one value, and keep count."""
         value = f"{self.monitor} = {float(current):.5g}"
         is_better = self._watch.is_better
@@ -192,10 +192,10 @@ class EarlyStopping(Callback):
             return self._stop(EarlyStoppingReason.DIVERGENCE_THRESHOLD, f"{value} is past {self.divergence_threshold}")
         if is_better(current - self.min_delta, self.best_score.to(current.device)):
             before = f", was {float(self.best_score):.5g}" if torch.isfinite(self.best_score) else ""
-            self.best_score, self.wait_count, self.best_epoch = current, 0, epoch
+            self.best_score, self.wait_count, self.best_epoch = current, 0, self._epoch
             return False, f"{value} (best{before})"
         self.wait_count += 1
-        waited = epoch - self.best_epoch if isinstance(self.patience, str) else self.wait_count
+        waited = self._epoch - self.best_epoch if isinstance(self.patience, str) else self.wait_count
         if waited < counted(self.patience, "patience", "epochs"):
             return False, None
         text = f"{self.monitor} has not improved in {self.wait_count} checks, best {float(self.best_score):.5g}"
