@@ -508,3 +508,13 @@ def test_weights_of_an_argument_that_was_not_saved_name_it(tmp_path: Path, keeps
         Backboned.load_from_checkpoint(path)
     assert f"`Backboned.load_from_checkpoint(path, {missing})`" in str(caught.value)
     Backboned.load_from_checkpoint(path, backbone=torch.nn.Sequential(torch.nn.Linear(4, 3)))
+
+
+def test_an_error_that_is_not_about_the_weights_stays_what_it_is(tmp_path: Path) -> None:
+    class Full(Backboned):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            raise torch.OutOfMemoryError("the device is full")
+
+    path = save(Full(), tmp_path / "a.ckpt")
+    with pytest.raises(torch.OutOfMemoryError, match=r"^the device is full$"):
+        Full.load_from_checkpoint(path)

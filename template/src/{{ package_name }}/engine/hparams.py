@@ -311,7 +311,7 @@ def _load_module(module: Any, checkpoint: dict[str, Any], strict: bool | None, a
     except RuntimeError as error:
         parameters = inspect.signature(type(module)).parameters.items()
         unsaved = [key for key, p in parameters if p.default is not p.empty and key not in arguments]
-        if not unsaved:
+        if not unsaved or "Error(s) in loading state_dict" not in str(error):
             raise
         raise CheckpointError(
             f"{error}\nNot in the checkpoint, and so at their defaults: {', '.join(f'`{key}`' for key in unsaved)} "
