@@ -405,6 +405,11 @@ def test_a_reload_was_asked_for_by_a_flag() -> None:
     assert trainer.reload_dataloaders_every_n_epochs == 1
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_its_name_of_today_takes_a_flag_too(flag: bool) -> None:
+    assert quiet_trainer(reload_dataloaders_every_n_epochs=flag).reload_dataloaders_every_n_epochs == int(flag)
+
+
 def test_accumulation_by_epoch_was_an_argument() -> None:
     steps: list[int] = []
 

@@ -87,6 +87,7 @@ def whole(name: str, given: Any, least: int, accepted: str, unit: str = "") -> i
 
 def reload_every(given: Any) -> int:
     """Return `reload_dataloaders_every_n_epochs`: a number of epochs, 0 for never."""
+    given = int(given) if isinstance(given, bool) else given  # as Lightning takes it: True is every epoch
     return whole("reload_dataloaders_every_n_epochs", given, 0, "of epochs, or 0 for never,", "epochs")
 
 
