@@ -251,3 +251,29 @@ def test_predict_and_loader_methods_are_actions_too() -> None:
     quiet_trainer(profiler=profiler).predict(model)
     assert profiler.totals["[LightningModule]BoringModel.predict_dataloader_next"][1] >= 8 * 0.002
     assert "[LightningModule]BoringModel.predict_dataloader" in profiler.totals
+
+
+class Duck:
+    """An optimizer that is none of torch's, as other libraries have."""
+
+    def __init__(self, parameters: Any) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": 0.1}]
+        self.state: dict[Any, Any] = {}
+        self.steps = 0
+
+    def step(self, closure: Any = None) -> None:
+        if closure is not None:
+            closure()
+        self.steps += 1
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        pass
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_an_optimizer_of_another_library_needs_no_hooks_of_torch(by_hand: bool) -> None:
+    model = Slowly(by_hand)
+    duck = Duck(model.parameters())
+    model.configure_optimizers = lambda: duck  # type: ignore[method-assign,assignment,return-value]
+    quiet_trainer(profiler="simple").fit(model, DataLoader(Slow(8), 4))
+    assert duck.steps == 2

@@ -240,11 +240,11 @@ def prepare_steps(run: Run) -> None:
         or run.precision.scaler is not None
         or any(needs_closure(optimizer) for optimizer in run.optimizers)
     )
-    if not automatic and not run.parity:
-        for optimizer in run.optimizers:
-            # Counts also the steps of a reference that the user kept, which goes past `self.optimizers()`.
-            optimizer.register_step_post_hook(partial(_count_raw, run))
-    for optimizer in run.optimizers if hooks.profiler is not None else ():
+    hooked = [each for each in run.optimizers if hasattr(each, "register_step_post_hook")]  # all that are torch's
+    for optimizer in hooked if not automatic and not run.parity else ():
+        # Counts also the steps of a reference that the user kept, which goes past `self.optimizers()`.
+        optimizer.register_step_post_hook(partial(_count_raw, run))
+    for optimizer in hooked if hooks.profiler is not None else ():
         label = f"[Optimizer]{type(optimizer).__name__}.step"
         optimizer.register_step_pre_hook(partial(_profile, run, hooks.profiler.start, label))
         optimizer.register_step_post_hook(partial(_profile, run, hooks.profiler.stop, label))
