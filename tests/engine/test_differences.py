@@ -296,7 +296,7 @@ def test_an_interrupt_says_where_to_resume_from(tmp_path: Path, caplog: pytest.L
     (record,) = [record for record in caplog.records if "Interrupted" in record.message]
     assert record.levelno == logging.WARNING, "seen without any set-up of logging"
     (file,) = tmp_path.iterdir() if saves else [None]
-    assert (f"`ckpt_path={str(file)!r}`" if file else "No checkpoint was saved") in record.message
+    assert (f"`ckpt_path={str(file)!r}`" if file else "saves one at the first Ctrl-C") in record.message
 
 
 def test_an_interrupt_names_the_newest_file_of_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -271,6 +271,7 @@ for _options, _error, _remedy in [
     ({"gradient_clip_algorithm": "normal"}, MisconfigurationException, "'norm' and 'value'"),
     ({"gradient_clip_val": "big"}, TypeError, "number"),
     ({"fast_dev_run": -1}, MisconfigurationException, "accepted"),
+    ({"fast_dev_run": "0ba"}, MisconfigurationException, "from 1"),
     ({"deterministic": "maybe"}, MisconfigurationException, "'warn'"),
     ({"matmul_precision": "tf32"}, MisconfigurationException, "'high' (TF32)"),
     ({"precision": "float8-mixed"}, MisconfigurationException, "emulate=True"),

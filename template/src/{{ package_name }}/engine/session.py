@@ -79,7 +79,7 @@ def _how_to_resume(trainer: Any) -> str:
     kinds = ("last_model_path", "newest_model_path", "ckpt_path")
     files = [getattr(callback, kind, None) or "" for kind in kinds for callback in trainer.checkpoint_callbacks]
     file = max(filter(os.path.exists, files), key=os.path.getmtime, default=None)
-    advice = " No checkpoint was saved; `ModelCheckpoint(save_last=True)` saves one at Ctrl-C."
+    advice = " No checkpoint was saved; `ModelCheckpoint(save_last=True)` saves one at the first Ctrl-C."
     return f" Resume with `ckpt_path={file!r}`." if file else advice
 
 

@@ -121,8 +121,8 @@ def fast_dev_run(given: bool | int, overfit: int | float) -> dict[str, Any]:
     `overfit_batches` keeps its own number of training and validation batches.
     """
     given = counted(given, "Trainer(fast_dev_run", "batches")
-    if given < 0:
-        raise refused("fast_dev_run", given, "True, or a number of batches, is accepted.")
+    if given < 1:
+        raise refused("fast_dev_run", given, "True, False, or a number of batches from 1, is accepted.")
     return {
         "max_epochs": 1,
         "fast_dev_run": given,
