@@ -139,6 +139,13 @@ def test_rich_leaves_no_empty_box_in_a_notebook(monkeypatch: pytest.MonkeyPatch)
     assert all(map(str.strip, boxes))
 
 
+def test_rich_stays_quiet_when_asked_to() -> None:
+    pytest.importorskip("rich")
+    shown = io.StringIO()
+    fit(RichProgressBar(console_kwargs={"file": shown, "quiet": True, "force_terminal": True}))
+    assert shown.getvalue() == ""
+
+
 # ---------------------------------------------------------------- what a line shows, and when
 
 

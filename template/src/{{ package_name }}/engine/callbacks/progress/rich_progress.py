@@ -135,7 +135,7 @@ class RichProgressBar(LineProgressBar):
     def _close(self) -> None:
         if self._progress is not None:
             console = self._progress.console
-            console.quiet = console.is_jupyter  # where the line that ends a bar would be an empty box
+            console.quiet |= console.is_jupyter  # where the line that ends a bar would be an empty box
             with contextlib.suppress(ValueError):  # the stream was closed already, at the end of the process
                 self._progress.stop()
             self._progress = None
