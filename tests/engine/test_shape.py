@@ -49,7 +49,7 @@ MODULE_LINES = 450
 # torch_xla and float8 (strategies.xla, precision: 110); kinds of devices that have one strategy, an environment
 # for their launch, or a backend of their own, and what NCCL wrote down before it timed out (100); torchrun's last
 # words as one sentence (strategies.agent: 20). Throughput on the bar, whose callback it was that failed (40).
-CORE_LINES = 7_380  # layers 0 to 4
+CORE_LINES = 7_320  # layers 0 to 4
 ENGINE_LINES = 14_270
 DOCUMENTED = 0.98  # of public modules, classes and functions
 

@@ -108,9 +108,8 @@ class HostMemory:
         """Return a copy of `storage`, the same one for the same storage."""
         key = (storage.device, storage.data_ptr(), storage.nbytes())
         if key not in self.copies:
-            free = self.free.get(storage.nbytes())
-            host = free.pop() if free else torch.empty(storage.nbytes(), dtype=torch.uint8)
-            self.copies[key] = host.copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
+            free = self.free.get(storage.nbytes()) or [torch.empty(storage.nbytes(), dtype=torch.uint8)]
+            self.copies[key] = free.pop().copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
         return self.copies[key].untyped_storage()
 
 

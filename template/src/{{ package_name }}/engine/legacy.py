@@ -10,6 +10,7 @@ import ast
 import contextlib
 import functools
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -333,5 +334,5 @@ def turn(frequencies: list[int], batch_idx: int, count: int) -> list[int]:
     """Return the optimizers whose turn a batch is: all of them, or by frequency the one it falls to."""
     if not frequencies:
         return list(range(count))
-    order = [index for index, batches in enumerate(frequencies) for _ in range(batches)]
-    return [order[batch_idx % len(order)]]
+    position = batch_idx % sum(frequencies)
+    return [next(index for index, end in enumerate(itertools.accumulate(frequencies)) if position < end)]
