@@ -156,6 +156,9 @@ FOUND: dict[str, Job] = {
         trainer=_trainer(3, accumulate_grad_batches=2), checkpoint={"every_n_train_steps": 2, "save_last": True}
     ),
     "clipping_is_configured_by_keywords": Job(trainer=_trainer(), odd=("unclipped",), watch_hooks=True),
+    "an_epoch_that_is_stopped_at_its_start_has_its_iterator": Job(
+        val=(), shuffle=True, trainer=_trainer(3), odd=("stops_in_on_train_epoch_start",)
+    ),
     "an_average_of_a_module_that_grows": Job(trainer=_trainer(), callbacks=("ema",), odd=("adds_a_group",)),
     "plain_iterables_are_tried_first": Job(trainer=_trainer(), odd=("train_loaders_without_length",)),
 }

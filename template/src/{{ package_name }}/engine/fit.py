@@ -80,6 +80,8 @@ def train_epoch(run: Run) -> None:
     hook_start, hook_end = run.hooks["on_train_batch_start"], run.hooks["on_train_batch_end"]
     step, transfer, window, size = run.step, run.transfer, run.window, feed.size()
     rows, skipped = feed.rows_per_batch(), trainer.should_stop and can_stop(run)
+    if skipped and run.parity:  # the reference makes the epoch's iterator all the same
+        feed.open()
     batches = run.hooks.waiting("train_dataloader_next", feed.batches(progress.batch_idx)) if not skipped else ()
     for batch, is_last in batches:
         batch_idx = progress.batch_idx
@@ -149,8 +151,7 @@ def start_epoch(run: Run) -> None:
         run.hooks.call("on_train_epoch_start")
     run.strategy.start_epoch()
     run.window = progress.window = run.trainer.accumulate_grad_batches
-    run.window_size, run.starts_window = 1, True
-    run.validates = validates_this_epoch(run)
+    run.window_size, run.starts_window, run.validates = 1, True, validates_this_epoch(run)
 
 
 def reload_loaders(run: Run) -> None:
@@ -176,8 +177,7 @@ def end_batch(run: Run, due: bool) -> None:
             run.agreement.at_boundary()
     if run.schedulers and due:
         update_schedulers(run, "step", plateau=True)
-    if due:
-        progress.log_step += 1
+    progress.log_step += due
     progress.tail = ""
     if run.trainer.signals.received is not None:
         run.trainer.check_signals()
