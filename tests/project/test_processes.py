@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import sys
 import time
 from typing import Any
@@ -86,3 +88,43 @@ def test_a_killed_run_of_torchrun_goes_on_in_its_folder_on_every_rank(project: P
 
     assert len(project.runs()) == 1
     assert project.status()["steps"] == 5 * epochs
+
+
+def by_environment(project: Project, *arguments: str) -> list[str]:
+    """Start two processes as `srun` on two machines does, which leaves them nothing to ask each other by."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    both = [
+        project.start(*arguments, env={**project.environment, **place, "RANK": str(rank), "LOCAL_RANK": "0"})
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=120) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    return [out for out, _ in said]
+
+
+def test_processes_of_two_machines_go_on_from_what_rank_zero_finds(project: Project) -> None:
+    two = (
+        "--accelerator",
+        "cpu",
+        "--devices",
+        "1",
+        *TWO[4:],
+        "-o",
+        "trainer.num_nodes=2",
+        "-o",
+        "trainer.strategy=ddp",
+    )
+    by_environment(project, "fit", *two, "-o", "trainer.max_epochs=1")
+    (run,) = project.runs()
+    (run / "status.json").write_text(json.dumps({**project.status(), "status": "running"}))
+    printed = by_environment(project, "fit", *two, "-o", "trainer.max_epochs=2", "--resume", "auto")
+
+    assert_one_run(project, "".join(printed))
+    assert project.status()["steps"] == 10

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .checkpoint_file import newest_intact
 from .data import flattened
-from .distributed import log, rank_zero_info, rank_zero_warn
+from .distributed import rank_zero_info, rank_zero_warn
 from .errors import CheckpointError, MisconfigurationException
 from .hparams import pack
 from .position import own_states
@@ -348,7 +348,6 @@ def _newest(trainer: Any, resumable: bool) -> str | None:
     if found is None:
         rank_zero_warn('`ckpt_path="last"`: no checkpoint was found, so this is a fresh start.')
         return None
-    log.debug("last checkpoint: %s", found)
     return str(found)
 
 

@@ -124,6 +124,7 @@ def set_up(run: Run, ckpt_path: Any, weights_only: bool | None) -> None:
     merge_callbacks(run)
     strategy.setup_environment()
     prepare_data(run)
+    ckpt_path = strategy.broadcast(ckpt_path)  # which rank 0 may have looked for alone
     checkpoint = trainer.load_checkpoint(ckpt_path, weights_only) if ckpt_path is not None else None
     if checkpoint is not None and fitting:
         checkpoints.restore_loggers(run, checkpoint)  # first of all: a tracker goes on in its run, or begins another
