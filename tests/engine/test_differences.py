@@ -400,3 +400,15 @@ def test_a_checkpoint_holds_what_the_module_does_in_the_hook_of_its_moment(
     resumed = [run(path) for path in sorted(tmp_path.glob("*.ckpt"))[:-1]]
     assert resumed
     assert all(teacher == through for teacher in resumed) is (parity is None)
+
+
+@PARITY
+def test_what_is_logged_before_an_epoch_is_ended_by_minus_one_is_shown(parity: str | None) -> None:
+    class Ending(BoringModel):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+            self.log("at", float(batch_idx))
+            return -1 if batch_idx == 2 else None
+
+    trainer = quiet_trainer(parity=parity)
+    trainer.fit(Ending(), loader(8, 2))
+    assert trainer.callback_metrics["at"] == 2.0

@@ -244,6 +244,13 @@ def test_an_optimizer_outlives_its_profiler() -> None:
     assert profiler.totals["[Optimizer]SlowSGD.step"][0] == 1
 
 
+def test_a_step_that_calls_its_parent_s_is_one_step() -> None:
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])  # from now on torch calls the hooks of its `step` as well
+    profiler = SimpleProfiler()
+    quiet_trainer(profiler=profiler).fit(Slowly(), DataLoader(Slow(8), 4))
+    assert profiler.totals["[Optimizer]SlowSGD.step"][0] == 2
+
+
 def test_predict_and_loader_methods_are_actions_too() -> None:
     profiler = SimpleProfiler()
     model = BoringModel()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from engine import Callback, LightningModule, Trainer, seed_everything
-from engine.callbacks import EarlyStopping, GradientAccumulationScheduler
+from engine.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from torchmetrics import MeanAbsoluteError, MetricCollection
@@ -235,6 +235,33 @@ def test_a_checkpoint_written_after_a_test_continues_the_training(tmp_path: Path
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     quiet_trainer(max_epochs=4).fit(second, rows(), loader(), ckpt_path=tmp_path / "two.ckpt")
     assert torch.equal(whole.layer.weight, second.layer.weight)
+
+
+def test_a_metric_of_the_validation_at_whose_end_was_saved_begins_anew(tmp_path: Path) -> None:
+    class Measured(BoringModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.error = MeanAbsoluteError()
+            self.found: list[float] = []
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.error(self.layer(batch[0]), batch[0][:, :1])
+            self.log("error", self.error)
+
+        def on_validation_epoch_end(self) -> None:
+            if not self.trainer.sanity_checking:
+                self.found.append(float(self.error.compute()))
+
+    saver = ModelCheckpoint(tmp_path, every_n_epochs=1, save_on_train_epoch_end=False, save_top_k=-1)
+    options: dict[str, Any] = {"max_epochs": 2, "val_check_interval": 2}
+    whole = Measured()
+    quiet_trainer(callbacks=[saver], enable_checkpointing=True, **options).fit(whole, loader(8, 2), loader(4, 2))
+    files = sorted(tmp_path.glob("*.ckpt"))
+    assert len(files) == len(whole.found) == 4
+    for done, file in enumerate(files, start=1):
+        second = Measured()
+        quiet_trainer(**options).fit(second, loader(8, 2), loader(4, 2), ckpt_path=file)
+        assert second.found == whole.found[done:]
 
 
 @pytest.mark.parametrize("kept_by", ["manual_optimization", "optimizer_zero_grad"])

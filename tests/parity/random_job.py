@@ -365,6 +365,8 @@ def jobs(draw: Any) -> Job:
     if draw(one_in(5)) and not job["manual"]:
         job["overrides"] = tuple(draw(st.lists(st.sampled_from(OVERRIDES), min_size=1, max_size=2, unique=True)))
     job["logs"] = tuple(call for call in job["logs"] if _counts_alike(call, job))
+    if "skip_at" in job:  # upstream shows what was logged at the batch before the one that ends an epoch by -1
+        job["logs"] = tuple(call for call in job["logs"] if call.hook != "on_train_batch_start")
     choices = [*OTHER_CALLBACKS, draw(st.sampled_from(CHECKPOINTS))]
     if not job["manual"] and "accumulate_grad_batches" not in job["trainer"]:
         choices.append("accumulate")

@@ -90,7 +90,7 @@ def exact_state(run: Run) -> dict[str, Any]:
         "val_states": val_states(run),
         "loaded_at": [run.train_loaded_at, run.val_loaded_at],
         "results": [_dump_record(run.module, key, record) for key, record in run.train_results.records.items()],
-        "torchmetrics": torchmetrics_states(run.module),
+        "torchmetrics": torchmetrics_states(run),
         "gradients": gradients(run),
         "seen_batches": dict(run.seen_batches),
         "metrics": {
@@ -123,24 +123,23 @@ def gradients(run: Run) -> dict[str, Tensor]:
 
 def _dump_record(module: Any, key: tuple[Any, ...], record: Record) -> dict[str, Any]:
     options = dict(record.options._asdict(), sync_dist_group=None)
-    names = "name on_step on_epoch reduction suffix dataloader_idx step_value values weights total weight"
-    names += " is_reset at_step is_double"
-    state = {name: getattr(record, name) for name in names.split()}
+    state = {n: getattr(record, n) for n in Record.__slots__ if n not in ("options", "metric", "sync", "computed")}
     if record.metric is not None and not isinstance(record.step_value, (Tensor, float, int)):
         state["step_value"] = None  # of a metric that gives several values, which no reader takes
     metric = next((name for name, child in module.named_modules() if child is record.metric), None)
     return {"key": list(key), "options": options, "state": state, "metric": metric}
 
 
-def torchmetrics_states(module: Any) -> dict[str, dict[str, Any]]:
-    """Return the states of the module's torchmetrics objects that hold values."""
-    for child in module.modules():
-        if is_metric_collection(child):  # only the first of several metrics with one state is kept up to date
-            child.values(copy_state=False)
-    found = {name: child for name, child in module.named_modules() if is_metric(child) and child._update_count}
+def torchmetrics_states(run: Run) -> dict[str, dict[str, Any]]:
+    """Return the states of the module's torchmetrics objects that hold values, save those a validation will reset."""
+    for collection in filter(is_metric_collection, run.module.modules()):
+        collection.values(copy_state=False)  # only the first of several metrics with one state is kept up to date
+    over = [id(record.metric) for record in run.eval_results.records.values() if not record.is_reset]
+    found = {name: child for name, child in run.module.named_modules() if is_metric(child) and id(child) not in over}
     return {
         name: {"count": metric._update_count, "values": {key: getattr(metric, key) for key in metric._defaults}}
         for name, metric in found.items()
+        if metric._update_count
     }
 
 

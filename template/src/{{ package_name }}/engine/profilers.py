@@ -75,13 +75,12 @@ class Profiler(ABC):
 
     def describe(self) -> None:
         """Print the report, or write it to its file, at the end of a run. On every rank; prints on rank 0."""
-        if not (text := self.summary()):
-            return
-        if self.filename is None:
+        text = self.summary()
+        if text and self.filename is None:
             rank_zero_only(print)(text, flush=True)
-            return
-        with self._path(".txt").open("a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        elif text:
+            with self._path(".txt").open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
 
     def teardown(self, stage: str | None) -> None:
         """Run after everything, also after an error, on every rank."""
@@ -136,9 +135,8 @@ class SimpleProfiler(Profiler):
         now = time.perf_counter()
         if not self._running[action_name]:
             raise _never_started(action_name)
-        entry = self.totals[action_name]
-        entry[0] += 1
-        entry[1] += now - self._running[action_name].pop()
+        calls, seconds = self.totals[action_name]
+        self.totals[action_name] = [calls + 1, seconds + now - self._running[action_name].pop()]
 
     def summary(self) -> str:
         """Return a table, the longest total first."""

@@ -245,9 +245,9 @@ def prepare_steps(run: Run) -> None:
         # Counts also the steps of a reference that the user kept, which goes past `self.optimizers()`.
         optimizer.register_step_post_hook(partial(_count_raw, run))
     for optimizer in hooked if hooks.profiler is not None else ():
-        label = f"[Optimizer]{type(optimizer).__name__}.step"
-        optimizer.register_step_pre_hook(partial(_profile, run, hooks.profiler.start, label))
-        optimizer.register_step_post_hook(partial(_profile, run, hooks.profiler.stop, label))
+        tell = partial(_profile, run, f"[Optimizer]{type(optimizer).__name__}.step", [])
+        optimizer.register_step_pre_hook(partial(tell, True))
+        optimizer.register_step_post_hook(partial(tell, False))
     run.step_optimizers = [wrap(optimizer, partial(perform_step, run), run.module) for optimizer in run.optimizers]
 
 
@@ -256,9 +256,14 @@ def _count_raw(run: Run, *_: Any) -> None:
         count_manual_step(run)
 
 
-def _profile(run: Run, tell: Callable[[str], None], label: str, *_: Any) -> None:
-    if not run.is_torn_down:  # the user may go on with the optimizer
-        tell(label)
+def _profile(run: Run, label: str, inside: list[str], begins: bool, *_: Any) -> None:
+    """Tell the profiler of an optimizer's step, not of its parent class's within it, which calls the hooks as well."""
+    if not begins and inside:
+        inside.pop()
+    if not inside and not run.is_torn_down:  # the user may go on with the optimizer
+        getattr(run.hooks.profiler, "start" if begins else "stop")(label)
+    if begins:
+        inside.append(label)
 
 
 def training_function(run: Run) -> Callable[[Any, int], Any]:

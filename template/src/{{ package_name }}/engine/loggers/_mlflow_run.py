@@ -20,7 +20,7 @@ from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ..distributed import log
 from ..errors import EngineError, require
@@ -298,13 +298,12 @@ class RemoteRun:
 
 def _make_database(uri: str, client: Callable[[str], Any]) -> None:
     """Make an SQLite file with MLflow's tables, whole or not at all: MLflow does not go on with one left half made."""
-    url = require("sqlalchemy.engine", "mlflow", "`MLFlowLogger`").make_url(uri)
-    file = Path(url.database or ":memory:")
+    file = Path(unquote(urlsplit(uri).path[1:]))
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() and ":" not in file.name:
         with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
             new = os.path.join(folder, file.name)
-            client(str(url.set(database=new)))
+            client(f"sqlite:///{quote(new)}")
             with suppress(OSError):  # another process was faster; or no links here, and MLflow makes it in its place
                 os.link(new, file)
 
