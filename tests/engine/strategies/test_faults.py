@@ -16,13 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from engine import Callback
 from engine.errors import CheckpointError, MisconfigurationException
 from engine.strategies import DDPStrategy, FSDPStrategy
-from torch.utils.data import DataLoader, IterableDataset
 
-from tests.engine.strategies.nets import Agree
 from tests.engine.toys import BoringModel, loader, quiet_trainer
 
 SECONDS = 30.0  # on a quiet machine each takes 1 to 6
@@ -122,20 +119,6 @@ def test_a_rank_that_hangs_is_named() -> None:
     with within(2 * SECONDS), pytest.raises(RuntimeError) as caught:
         fit(BoringModel(), strategy, OnRankOne(lambda: time.sleep(600)))
     assert "rank 1 did not take part" in str(caught.value.__notes__)
-
-
-class Uneven(IterableDataset[Any]):
-    """Three rows on rank 0, five on rank 1."""
-
-    def __iter__(self) -> Iterator[Any]:
-        for row in range(3 + 2 * torch.distributed.get_rank()):
-            yield torch.full((4,), float(row)), torch.zeros(1)
-
-
-def test_uneven_streams_end_with_the_shorter_one() -> None:
-    with within(SECONDS):
-        trainer = fit(BoringModel(), "ddp_fork", Agree(), data=DataLoader(Uneven(), batch_size=1))
-    assert trainer.global_step == 3
 
 
 class LogsByRank(BoringModel):

@@ -48,7 +48,8 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
         "loops": progress.state_dict(),
     }
     if not weights_only:
-        checkpoint["callbacks"] = callback_states(run)
+        states = {callback.state_key: callback.state_dict() for callback in run.hooks.callbacks}
+        checkpoint["callbacks"] = {key: state for key, state in states.items() if state}
         checkpoint["optimizer_states"] = [run.strategy.optimizer_state_dict(optimizer) for optimizer in run.optimizers]
         checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in run.schedulers]
         precision = run.precision.state_dict()
@@ -65,12 +66,6 @@ def dump(run: Run, weights_only: bool = False) -> dict[str, Any]:
     else:  # of weights only, too: a callback that averages them has others to give than the module
         run.hooks.call("on_save_checkpoint", checkpoint)
     return checkpoint
-
-
-def callback_states(run: Run) -> dict[str, Any]:
-    """Return the states of the callbacks that have one, by their key."""
-    states = {callback.state_key: callback.state_dict() for callback in run.hooks.callbacks}
-    return {key: state for key, state in states.items() if state}
 
 
 def _dump_hparams(checkpoint: dict[str, Any], module: Any, datamodule: Any) -> None:

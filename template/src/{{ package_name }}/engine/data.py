@@ -13,7 +13,7 @@ from typing import Any
 
 from .distributed import rank_zero_warn
 from .errors import EndsAtCaller, MisconfigurationException
-from .position import END, Walk, generators, samplers_of, set_generators, stateful
+from .position import END, Walk, generators, has_sure_length, samplers_of, set_generators, stateful
 from .seed import set_rng_state
 
 MODES = ("max_size_cycle", "min_size", "max_size", "sequential")
@@ -212,26 +212,35 @@ class Together:
 class Feed:
     """Walks the training loader, epoch by epoch, and can continue where another run stopped.
 
+    An epoch ends on all ranks with the first that has no more batches, for the others would wait for its gradients.
+    Where every loader has a length, that is known as the epoch begins; else the ranks ask each other before each batch.
+
+    Args:
+        loader: A loader, a nest of them, or a `CombinedLoader`.
+        mode: Of a nest; see `CombinedLoader`.
+        ranks: The strategy, which knows the other ranks; None: there are none.
+
     Attributes:
         loaders: The loaders, flattened.
+        limit: Most batches of an epoch.
     """
 
-    def __init__(self, loader: Nest, mode: str = "max_size_cycle", limit: float = float("inf")) -> None:
+    def __init__(self, loader: Nest, mode: str = "max_size_cycle", ranks: Any = None) -> None:
         self.loader = loader if is_loader(loader) else CombinedLoader(loader, mode)
         self.combined = self.loader if isinstance(self.loader, CombinedLoader) else None
         self.loaders = flattened(self.loader)
-        self.limit = limit
+        self.limit = self._shortest = float("inf")  # the latter: of the rank with fewest batches, where all know
+        self._ranks: Any = ranks if ranks is not None and ranks.is_distributed else None
         self._walk = Walk(self.loader)
         self._iterator: Any = None
         self._resume: dict[str, Any] | None = None  # the state to go on from
         self._ahead: list[Any] = []  # batches that were fetched and not yet given out
         self._is_at_end = False  # the epoch's last batch was given out
-        self.all_have: Callable[[bool], bool] | None = None
-        """Whether every process has another batch; set where processes may have different numbers of them."""
+        self._asks_each = False  # the other ranks, before each batch, whether they have one too
 
     def size(self) -> float:
         """Return the number of batches of one epoch after the limit; `inf` when unknown."""
-        return min(length(self.loader), self.limit)
+        return min(length(self.loader), self.limit, self._shortest)
 
     def rows_per_batch(self) -> int | None:
         """Return the rows of every batch but the last, where the loader says so."""
@@ -239,8 +248,20 @@ class Feed:
         return rows if isinstance(rows, int) else None
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell every sampler, batch sampler and loader that asks for it which epoch begins."""
+        """Tell every sampler, batch sampler and loader that asks for it which epoch begins. A collective."""
+        self._epoch = epoch
         set_epoch([*samplers_of(self.loaders), *self.loaders], epoch)
+        self.agree_on_length()
+
+    def agree_on_length(self) -> None:
+        """Take the shortest length of all ranks, if each can rely on its own. A collective."""
+        if self._ranks is None:
+            return
+        self._shortest = float("inf")
+        knows = self.size() != float("inf") and all(map(has_sure_length, self.loaders))
+        least = -self._ranks.all_max([-int(self.size()) if knows else 1])[0]
+        self._asks_each = least < 0
+        self._shortest = float("inf") if self._asks_each else least
 
     def open(self) -> None:
         """Make the iterator of the next epoch, unless it is there already."""
@@ -277,9 +298,12 @@ class Feed:
         size = self.size()
         if self._is_at_end:
             return
-        if size != float("inf") and self.all_have is None and not self._is_stateful():
+        if size != float("inf") and not self._asks_each and not self._is_stateful():
+            index = done - 1
             for index, batch in zip(range(done, int(size)), iterator, strict=False):
                 yield batch, index == size - 1
+            if index + 1 < size and self._ranks is not None:
+                self._end_early(index + 1, int(size))
         else:
             rest = int(size) - done - len(self._ahead) if self._is_cut() else None
             yield from self._unknown(itertools.islice(iterator, rest))
@@ -299,14 +323,26 @@ class Feed:
 
     def _is_cut(self) -> bool:
         """Return whether a limit ends the epoch before the loader does."""
-        if self.combined is None:
-            return self.limit < length(self.loader)
-        whole = CombinedLoader(self.combined.iterables, self.combined.mode)
-        return self.size() < whole.size()
+        combined = self.combined
+        whole = self.loader if combined is None else CombinedLoader(combined.iterables, combined.mode)
+        return self.size() < length(whole)
 
     def _take(self, iterator: Iterator[Any]) -> Any:
         batch = next(iterator, END)
-        return batch if self.all_have is None or self.all_have(batch is not END) else END
+        return batch if not self._asks_each or self._ranks.reduce_boolean_decision(batch is not END) else END
+
+    def _end_early(self, batches: int, size: int) -> None:
+        """End an epoch that is shorter than the loader's length, if it is so on all ranks.
+
+        Raises:
+            MisconfigurationException: On this rank alone, or not on all.
+        """
+        if not self._ranks.unanimous(f"short-{self._epoch}"):
+            raise MisconfigurationException(
+                f"The training loader of rank {self._ranks.global_rank} ended after {batches} of the {size} batches "
+                "that each rank has by its length, and the others wait for its gradients. Correct its `__len__`, or "
+                "take it away: then the ranks ask each other before each batch."
+            )
 
     # A position in a checkpoint.
 

@@ -247,18 +247,14 @@ class OldHooks(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keep the step's output."""
-        self._collect("validation", outputs, dataloader_idx)
+        self._collect("test" if trainer.testing else "validation", outputs, dataloader_idx)
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Call `validation_epoch_end(outputs)`."""
         self._end(trainer, pl_module, "validation_epoch_end")
         self.outputs = self._training
-
-    def on_test_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the step's output."""
-        self._collect("test", outputs, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Call `test_epoch_end(outputs)`."""

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from .data import CombinedLoader, Feed, Together, flattened, leaves, length, limited, mapped
 from .distributed import rank_zero_warn
 from .errors import MisconfigurationException
-from .position import samplers_of
 from .run import Loaders, Run
 
 INFINITE = float("inf")
@@ -70,7 +69,7 @@ def load_training(run: Run) -> None:
     nest = trainer.shard(nest, "train")
     if run.feed is not None:
         run.feed.close()
-    run.feed = Feed(nest, trainer.train_mode)
+    run.feed = Feed(nest, trainer.train_mode, ranks=run.strategy)
     combined, loaders, limit = run.feed.combined, run.feed.loaders, trainer.limit_train_batches
     limits = [limited("limit_train_batches", length(loader), limit) for loader in loaders]
     if combined is None:
@@ -82,9 +81,8 @@ def load_training(run: Run) -> None:
         )
     else:
         combined.limits = limits
+    run.feed.agree_on_length()
     trainer.loaders["train"] = Loaders(nest, loaders, [run.feed.size()])
-    if run.strategy.is_distributed:
-        expect_uneven(run)
     _set_interval(run)
 
 
@@ -96,20 +94,6 @@ def _epoch_is(run: Run, epoch: float) -> Iterator[None]:
         yield
     finally:
         run.progress.epoch = now
-
-
-def expect_uneven(run: Run) -> None:
-    """Let the ranks agree before each batch whether all have one, unless they have equally many. A collective.
-
-    An epoch then ends for all with the first rank that has no more; else the others would wait for its gradients.
-    """
-    feed, strategy = run.feed, run.strategy
-    size = feed.size()
-    batches = -1 if size == INFINITE else int(size)
-    most, least = strategy.all_max([batches, -batches])
-    splits = [any(hasattr(sampler, "rank") for sampler in samplers_of([loader])) for loader in feed.loaders]
-    if most != -least or batches < 0 or not all(splits):
-        feed.all_have = lambda has: strategy.reduce_boolean_decision(has, all=True)
 
 
 def _set_interval(run: Run) -> None:

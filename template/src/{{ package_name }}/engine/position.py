@@ -116,6 +116,11 @@ def stateful(loader: Any) -> Any:
     return dataset if is_here and _has_state(dataset) else None
 
 
+def has_sure_length(loader: Any) -> bool:
+    """Return whether the length, if there is one, can be relied on: that of an iterable data set is an estimate."""
+    return stateful(loader) is None and not isinstance(getattr(loader, "dataset", loader), IterableDataset)
+
+
 def _has_state(owner: Any) -> bool:
     return callable(getattr(owner, "state_dict", None)) and callable(getattr(owner, "load_state_dict", None))
 

@@ -42,9 +42,8 @@ class FitProgress:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters as a checkpoint's `loops` entry."""
-        total = dict.fromkeys(("ready", "started", "processed", "completed"), self.epoch)
-        batches = dict.fromkeys(("ready", "started", "processed", "completed"), self.total_batches)
-        current = dict.fromkeys(("ready", "started", "processed", "completed"), self.batch_idx)
+        counts, kinds = (self.epoch, self.total_batches, self.batch_idx), ("ready", "started", "processed", "completed")
+        total, batches, current = (dict.fromkeys(kinds, count) for count in counts)
         return {
             "fit_loop": {
                 "state_dict": {},

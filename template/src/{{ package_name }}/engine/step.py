@@ -243,17 +243,12 @@ def prepare_steps(run: Run) -> None:
     hooked = [each for each in run.optimizers if hasattr(each, "register_step_post_hook")]  # all that are torch's
     for optimizer in hooked if not automatic and not run.parity else ():
         # Counts also the steps of a reference that the user kept, which goes past `self.optimizers()`.
-        optimizer.register_step_post_hook(partial(_count_raw, run))
+        optimizer.register_step_post_hook(partial(count_manual_step, run))
     for optimizer in hooked if hooks.profiler is not None else ():
         tell = partial(_profile, run, f"[Optimizer]{type(optimizer).__name__}.step", [])
         optimizer.register_step_pre_hook(partial(tell, True))
         optimizer.register_step_post_hook(partial(tell, False))
     run.step_optimizers = [wrap(optimizer, partial(perform_step, run), run.module) for optimizer in run.optimizers]
-
-
-def _count_raw(run: Run, *_: Any) -> None:
-    if not run.stepped:
-        count_manual_step(run)
 
 
 def _profile(run: Run, label: str, inside: list[str], begins: bool, *_: Any) -> None:

@@ -1,0 +1,134 @@
+"""Training loaders that give ranks different numbers of batches: no rank waits for one that has no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from engine import Callback
+from engine.errors import MisconfigurationException
+from engine.strategies import DDPStrategy
+from torch.utils.data import DataLoader, IterableDataset
+
+from tests.engine.strategies.nets import Agree
+from tests.engine.toys import BoringModel, loader, quiet_trainer
+
+ROWS = {0: 3, 1: 5}  # of each rank
+
+
+def fit(data: Any, *callbacks: Callback, epochs: int = 1, **options: Any) -> Any:
+    trainer = quiet_trainer(
+        devices=2,
+        strategy=CountsQuestions(start_method="fork"),
+        use_distributed_sampler=False,
+        max_epochs=epochs,
+        callbacks=[Agree(), *callbacks],
+        **options,
+    )
+    trainer.fit(BoringModel(), data, loader(2, 1))
+    return trainer
+
+
+class CountsQuestions(DDPStrategy):
+    """Counts how often this rank asked the others whether all have a batch."""
+
+    questions = 0
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        self.questions += 1
+        return super().reduce_boolean_decision(decision, all)
+
+
+class AsksNothing(Callback):
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        assert trainer.strategy.questions == 0
+
+
+class AsksForEach(Callback):
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        assert trainer.strategy.questions == trainer.total_batches + 1
+
+
+class Batches:
+    """Some batches, and a length that need not be true.
+
+    Args:
+        said: The length on each rank.
+        given: How many batches there are on each rank.
+    """
+
+    def __init__(self, said: dict[int, int], given: dict[int, int]) -> None:
+        self.said, self.given = said, given
+
+    def __len__(self) -> int:
+        return self.said[dist.get_rank()]
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((torch.full((1, 4), float(row)), torch.zeros(1, 1)) for row in range(self.given[dist.get_rank()]))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        for row in range(ROWS[dist.get_rank()]):
+            yield torch.full((4,), float(row)), torch.zeros(1)
+
+
+class StreamThatGuesses(Stream):
+    """Says how many rows all ranks have together, as many streams do."""
+
+    def __len__(self) -> int:
+        return sum(ROWS.values())
+
+
+@pytest.mark.parametrize("stream", [Stream, StreamThatGuesses])
+def test_streams_end_with_the_shorter_one(stream: type[Stream]) -> None:
+    assert fit(DataLoader(stream(), batch_size=1), AsksForEach()).global_step == 3
+
+
+class KnowsTheLength(Callback):
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        assert trainer.num_training_batches == min(ROWS.values())
+
+
+def test_the_shortest_of_the_lengths_is_known_before_the_epoch() -> None:
+    assert fit(Batches(ROWS, ROWS), KnowsTheLength(), AsksNothing(), epochs=2).global_step == 6
+
+
+class ValidatesWithAll(Callback):
+    def on_validation_start(self, trainer: Any, module: Any) -> None:
+        assert len(set(trainer.strategy.gather_objects(trainer.total_batches))) == 1
+
+
+def test_a_share_of_an_epoch_is_the_same_batch_on_all_ranks() -> None:
+    trainer = fit(Batches({0: 6, 1: 10}, {0: 6, 1: 10}), ValidatesWithAll(), AsksNothing(), val_check_interval=0.5)
+    assert trainer.progress.validations == 2
+
+
+def test_a_length_that_is_another_one_in_each_epoch_is_asked_anew() -> None:
+    class Shrinks(Batches):
+        def set_epoch(self, epoch: int) -> None:
+            self.said = self.given = {rank: rows - (epoch if rank == 0 else 2 * epoch) for rank, rows in ROWS.items()}
+
+    assert fit(Shrinks(ROWS, ROWS), AsksNothing(), epochs=3).global_step == 3 + 2 + 1
+
+
+def test_a_rank_without_batches_leaves_nothing_to_train() -> None:
+    assert fit(Batches({0: 0, 1: 2}, {0: 0, 1: 2})).global_step == 0
+
+
+def test_loaders_with_equal_lengths_cost_no_question() -> None:
+    assert fit(loader(4, 1), AsksNothing()).global_step == 4
+
+
+def test_a_length_that_no_rank_reaches_ends_the_epoch() -> None:
+    trainer = fit(Batches({0: 5, 1: 5}, {0: 3, 1: 3}), AsksNothing(), epochs=2)
+    assert trainer.global_step == 6
+
+
+def test_a_length_that_one_rank_does_not_reach_is_named() -> None:
+    said = "training loader of rank 0 ended after 3 of the 5 batches that each rank has by its length"
+    with pytest.raises(MisconfigurationException, match=said):
+        fit(Batches({0: 5, 1: 5}, ROWS))
