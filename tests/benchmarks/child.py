@@ -1,10 +1,11 @@
-"""What a fresh interpreter measures: `python -m tests.benchmarks.child TASK CONTENDER [numbers]`.
+"""What a fresh interpreter measures: `python -m tests.benchmarks.child TASK [CONTENDER] [numbers]`.
 
 Prints one JSON object: name -> number. torch is imported first, and its time is known apart.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -152,35 +153,50 @@ def _on_an_idle_disk(call: Callable[[], Any]) -> float:
     return _timed(call)
 
 
-def task_ddp(contender: str, width: str, rows: str, steps: str) -> dict[str, float]:
-    """Microseconds per step on two processes, by the wall clock and of CPU time, and a sum of the weights."""
-    from tests.benchmarks.contenders import by_framework
+def task_ddp(width: str, rows: str, steps: str, count: str) -> dict[str, Any]:
+    """Microseconds per step of two processes, by the wall clock and of CPU time, and sums of the weights.
+
+    All contenders run in turn in the same processes, `count` times: name of the number -> contender -> one per round.
+    """
+    from tests.benchmarks.contenders import by_framework, installed
+    from tests.benchmarks.measure import rounds
     from tests.benchmarks.work import Clock, Work
 
     work = Work(width=int(width), rows=int(rows), batches=int(steps))
-    wall, cpu = Clock(time.perf_counter, skip=20, last=work.batches), Clock(skip=20, last=work.batches)
+    options = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+    found: dict[str, Any] = {"us": {}, "cpu_us": {}, "weights": {}}
 
-    class Clocks:
-        def tick(self) -> None:
-            wall.tick()
-            cpu.tick()
+    def run(contender: str) -> float:
+        wall, cpu = Clock(time.perf_counter, skip=20, last=work.batches), Clock(skip=20, last=work.batches)
+        clocks: Any = _Clocks(wall, cpu)
+        if contender == "bare":
+            net = _ddp_by_hand(work, clocks)
+        else:
+            net = by_framework(PACKAGE[contender], work, clocks, **options)
+        total = sum(p.detach().double().abs().sum().item() for p in net.parameters())
+        for number, value in (("us", wall.per_tick * 1e6), ("cpu_us", cpu.per_tick * 1e6), ("weights", total)):
+            found[number].setdefault(contender, []).append(value)
+        return 0.0
 
-    clocks: Any = Clocks()
-    if contender == "bare":
-        net = _ddp_by_hand(work, clocks)
-    else:
-        name, options = PACKAGE[contender], {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
-        net = by_framework(name, work, clocks, **options)
-    total = sum(p.detach().double().abs().sum().item() for p in net.parameters())
-    if os.environ.get("RANK", "0") != "0":
-        return {}
-    return {"us": wall.per_tick * 1e6, "cpu_us": cpu.per_tick * 1e6, "weights": total}
+    torch.distributed.init_process_group("gloo")
+    rounds({name: functools.partial(run, name) for name in ("bare", *installed())}, int(count))
+    return found if torch.distributed.get_rank() == 0 else {}
+
+
+class _Clocks:
+    """Several clocks, ticked at once."""
+
+    def __init__(self, *clocks: Any) -> None:
+        self.clocks = clocks
+
+    def tick(self) -> None:
+        for clock in self.clocks:
+            clock.tick()
 
 
 def _ddp_by_hand(work: Any, clocks: Any) -> torch.nn.Module:
     from tests.benchmarks.work import loss_of, optimizer_of
 
-    torch.distributed.init_process_group("gloo")
     net = work.model()
     wrapped = torch.nn.parallel.DistributedDataParallel(net)
     optimizer = optimizer_of(net)
@@ -190,7 +206,6 @@ def _ddp_by_hand(work: Any, clocks: Any) -> torch.nn.Module:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    torch.distributed.destroy_process_group()
     return net  # type: ignore[no-any-return]
 
 

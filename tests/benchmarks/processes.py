@@ -1,6 +1,6 @@
 """Rows that need processes of their own: imports, the first step, memory, checkpoints, two-process training.
 
-Each contender runs `python -m tests.benchmarks.child TASK CONTENDER`, which prints numbers by name as JSON.
+Each runs `python -m tests.benchmarks.child TASK ...`, which prints numbers by name as JSON.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from tests.benchmarks.contenders import installed
 from tests.benchmarks.measure import Budget, Row, Samples
 
 
-def child(task: str, contender: str, *arguments: Any, processes: int = 1) -> dict[str, float]:
+def child(task: str, *arguments: Any, processes: int = 1) -> dict[str, Any]:
     """Run a task in a fresh interpreter and return what it printed last."""
     launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", "tests.benchmarks.child", task, contender, *map(str, arguments)]
+    command = [sys.executable, *launch, "-m", "tests.benchmarks.child", task, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
@@ -25,12 +25,12 @@ def child(task: str, contender: str, *arguments: Any, processes: int = 1) -> dic
     return json.loads(lines[-1])  # type: ignore[no-any-return]
 
 
-def gather(task: str, count: int, *arguments: Any, processes: int = 1) -> dict[str, Samples]:
+def gather(task: str, count: int, *arguments: Any) -> dict[str, Samples]:
     """Run all contenders in turn, `count` times: name of the number -> contender -> one per round."""
     found: dict[str, Samples] = {}
     for _ in range(count):
         for contender in ("bare", *installed()):
-            for name, number in child(task, contender, *arguments, processes=processes).items():
+            for name, number in child(task, contender, *arguments).items():
                 found.setdefault(name, {}).setdefault(contender, []).append(number)
     return found
 
@@ -59,12 +59,11 @@ def checkpoint(megabytes: int, count: int) -> list[Row]:
 
 
 def ddp(count: int, steps: int) -> list[Row]:
-    """A step on two processes."""
+    """A step on two processes, in which all contenders take turns."""
     rows = []
     for what, width, rows_of_batch, limit in (("tiny model", 32, 16, 1.05), ("model of about 3 ms", 600, 64, 1.02)):
-        samples = gather("ddp", count, width, rows_of_batch, steps, processes=2)
-        sums = {name: {round(s, 6) for s in values} for name, values in samples["weights"].items()}
-        same = len(set().union(*sums.values())) == 1
+        samples = child("ddp", width, rows_of_batch, steps, count, processes=2)
+        same = len({round(each, 6) for sums in samples["weights"].values() for each in sums}) == 1
         rows.append(Row(f"step on two processes, {what}", "µs", samples["us"], Budget(ratio=limit), same))
         rows.append(Row(f"the same, {what}", "µs", samples["cpu_us"], same_work=same, note="CPU time of one process"))
     return rows
