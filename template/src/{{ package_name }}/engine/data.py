@@ -150,9 +150,8 @@ class CombinedLoader:
     def size(self) -> float:
         """Return the number of batches of a whole walk; `inf` when unknown."""
         sizes = self.lengths()
-        if not sizes:
-            return 0
-        return sum(sizes) if self.mode == "sequential" else (min if self.mode == "min_size" else max)(sizes)
+        combine = sum if self.mode == "sequential" or not sizes else min if self.mode == "min_size" else max
+        return combine(sizes)
 
     def __len__(self) -> int:
         size = self.size()

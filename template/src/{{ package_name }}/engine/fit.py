@@ -175,17 +175,12 @@ def end_batch(run: Run, due: bool) -> None:
         validate_in_fit(run, zero_grad=due)
         if run.agreement is not None:
             run.agreement.at_boundary()
-    close_batch(run, due)
-    if run.trainer.signals.received is not None:
-        run.trainer.check_signals()
-
-
-def close_batch(run: Run, due: bool) -> None:
-    """Step the schedulers that watch a metric, and count."""
     if run.schedulers and due:
         update_schedulers(run, "step", plateau=True)
-    run.progress.log_step += due
-    run.progress.tail = ""
+    progress.log_step += due
+    progress.tail = ""
+    if run.trainer.signals.received is not None:
+        run.trainer.check_signals()
 
 
 def finish_tail(run: Run) -> None:
@@ -203,8 +198,11 @@ def finish_tail(run: Run) -> None:
     if tail == "validate":
         run.validates = validates_this_epoch(run)
         end_batch(run, due)
-    else:
-        close_batch(run, due)
+        return
+    if run.schedulers and due:
+        update_schedulers(run, "step", plateau=True)
+    progress.log_step += due
+    progress.tail = ""
 
 
 def end_epoch(run: Run, skipped: bool) -> None:

@@ -360,10 +360,8 @@ class ProcessesStrategy(Strategy):
         """
         if self._is_alone:
             return tensor
-        if sync_grads:
-            gathered: Tensor = Gather.apply(tensor, group)  # type: ignore[no-untyped-call]
-            return gathered
-        return gather(tensor, group)
+        gathered: Tensor = Gather.apply(tensor, group) if sync_grads else gather(tensor, group)  # type: ignore[no-untyped-call]
+        return gathered
 
     def reduce(self, tensor: Tensor, group: Any = None, reduce_op: str = "mean") -> Tensor:
         """Return the tensor reduced over ranks: "mean" (or "avg"), "sum", "max" or "min"."""
