@@ -21,9 +21,11 @@ STAGES = ("train", "val", "test", "predict")
 
 def lengths(max_epochs: Any, min_epochs: Any, max_steps: Any, min_steps: Any, max_time: Any) -> dict[str, Any]:
     """Return how long to train, as attributes of the Trainer."""
-    steps = step_limit(max_steps)
-    min_epochs = counted(min_epochs, "Trainer(min_epochs", "epochs")
-    min_steps = counted(min_steps, "Trainer(min_steps", "batches")
+    steps = whole("max_steps", max_steps, NO_LIMIT, "from 0, -1 for no limit, or text such as '500ba'", "batches")
+    if min_epochs is not None:
+        min_epochs = whole("min_epochs", min_epochs, NO_LIMIT, "from 0, or text such as '10ep'", "epochs")
+    if min_steps is not None:
+        min_steps = whole("min_steps", min_steps, NO_LIMIT, "from 0, or text such as '500ba'", "batches")
     return {
         "max_steps": steps,
         "max_epochs": epoch_limit(max_epochs, steps, max_time),
@@ -57,7 +59,7 @@ def batches(
     if overfit:
         found["limit_train_batches"] = found["limit_val_batches"] = overfit
     sanity_steps = counted(sanity_steps, "Trainer(num_sanity_val_steps", "batches")
-    log_every = counted(log_every, "Trainer(log_every_n_steps", "batches")
+    log_every = 50 if log_every is None else log_every
     every_n_epoch = counted(every_n_epoch, "Trainer(check_val_every_n_epoch", "epochs")
     share, seconds = validation_interval(interval, every_n_epoch)
     steps = 2 if sanity_steps is None else sanity_steps
@@ -67,7 +69,7 @@ def batches(
         "val_check_interval": share,
         "val_check_seconds": seconds,
         "check_val_every_n_epoch": every_n_epoch,
-        "log_every_n_steps": 50 if log_every is None else log_every,
+        "log_every_n_steps": whole("log_every_n_steps", log_every, 0, "from 0, or text such as '50ba',", "batches"),
         "num_sanity_val_steps": float("inf") if steps == NO_LIMIT else steps,
     }
 
@@ -146,11 +148,6 @@ def epoch_limit(max_epochs: int | str | None, max_steps: int, max_time: Any) -> 
         )
         return DEFAULT_EPOCHS
     return NO_LIMIT
-
-
-def step_limit(max_steps: int | str) -> int:
-    """Return `max_steps`; text such as "500ba" is accepted."""
-    return whole("max_steps", max_steps, NO_LIMIT, "from 0, -1 for no limit, or text such as '500ba'", "batches")
 
 
 def check_limit(name: str, value: Any) -> int | float:
