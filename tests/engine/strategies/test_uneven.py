@@ -102,9 +102,28 @@ class ValidatesWithAll(Callback):
         assert len(set(trainer.strategy.gather_objects(trainer.total_batches))) == 1
 
 
-def test_a_share_of_an_epoch_is_the_same_batch_on_all_ranks() -> None:
-    trainer = fit(Batches({0: 6, 1: 10}, {0: 6, 1: 10}), ValidatesWithAll(), AsksNothing(), val_check_interval=0.5)
-    assert trainer.progress.validations == 2
+class StreamOfBatches(Batches, IterableDataset[Any]):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Batches, StreamOfBatches])
+def test_a_share_of_an_epoch_is_the_same_batch_on_all_ranks(kind: type[Batches]) -> None:
+    data: Any = kind({0: 6, 1: 10}, {0: 6, 1: 10})
+    data = DataLoader(data, batch_size=None) if kind is StreamOfBatches else data
+    trainer = fit(data, ValidatesWithAll(), val_check_interval=0.5)
+    assert (trainer.progress.validations, trainer.global_step) == (2, 6)
+
+
+class HasALengthOnOneRank(Stream):
+    def __len__(self) -> int:
+        if dist.get_rank() == 0:
+            return 10
+        raise TypeError("has no length")
+
+
+def test_a_length_that_one_rank_alone_has_is_none() -> None:
+    trainer = fit(DataLoader(HasALengthOnOneRank(), batch_size=1), ValidatesWithAll())
+    assert (trainer.progress.validations, trainer.global_step) == (1, 3)
 
 
 def test_a_length_that_is_another_one_in_each_epoch_is_asked_anew() -> None:

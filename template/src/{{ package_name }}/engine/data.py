@@ -212,7 +212,7 @@ class Feed:
     """Walks the training loader, epoch by epoch, and can continue where another run stopped.
 
     An epoch ends on all ranks with the first that has no more batches, for the others would wait for its gradients.
-    Where every loader has a length, that is known as the epoch begins; else the ranks ask each other before each batch.
+    As it begins they take the shortest of their lengths; where one cannot be relied on they ask before each batch, too.
 
     Args:
         loader: A loader, a nest of them, or a `CombinedLoader`.
@@ -228,7 +228,8 @@ class Feed:
         self.loader = loader if is_loader(loader) else CombinedLoader(loader, mode)
         self.combined = self.loader if isinstance(self.loader, CombinedLoader) else None
         self.loaders = flattened(self.loader)
-        self.limit = self._shortest = float("inf")  # the latter: of the rank with fewest batches, where all know
+        self.limit = float("inf")
+        self._agreed: float | None = None  # the size for all ranks
         self._ranks: Any = ranks if ranks is not None and ranks.is_distributed else None
         self._walk = Walk(self.loader)
         self._iterator: Any = None
@@ -239,7 +240,7 @@ class Feed:
 
     def size(self) -> float:
         """Return the number of batches of one epoch after the limit; `inf` when unknown."""
-        return min(length(self.loader), self.limit, self._shortest)
+        return min(length(self.loader), self.limit) if self._agreed is None else self._agreed
 
     def rows_per_batch(self) -> int | None:
         """Return the rows of every batch but the last, where the loader says so."""
@@ -253,14 +254,14 @@ class Feed:
         self.agree_on_length()
 
     def agree_on_length(self) -> None:
-        """Take the shortest length of all ranks, if each can rely on its own. A collective."""
+        """Take the shortest length of all ranks, or none if one has none. A collective."""
         if self._ranks is None:
             return
-        self._shortest = float("inf")
-        knows = self.size() != float("inf") and all(map(has_sure_length, self.loaders))
-        least = -self._ranks.all_max([-int(self.size()) if knows else 1])[0]
-        self._asks_each = least < 0
-        self._shortest = float("inf") if self._asks_each else least
+        self._agreed = None
+        own, is_sure = self.size(), all(map(has_sure_length, self.loaders))
+        shortest, is_unsure = self._ranks.all_max([1 if own == float("inf") else -int(own), not is_sure])
+        self._agreed = float("inf") if shortest > 0 else -shortest
+        self._asks_each = shortest > 0 or bool(is_unsure)
 
     def open(self) -> None:
         """Make the iterator of the next epoch, unless it is there already."""
