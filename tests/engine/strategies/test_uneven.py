@@ -147,6 +147,15 @@ def test_a_length_that_no_rank_reaches_ends_the_epoch() -> None:
     assert trainer.global_step == 6
 
 
+def test_the_ranks_agree_anew_on_each_epoch_that_is_short() -> None:
+    class EndsAloneLater(Batches):
+        def set_epoch(self, epoch: int) -> None:
+            self.given = {0: 3, 1: 3 + 2 * epoch}
+
+    with pytest.raises(MisconfigurationException, match="of rank 0 ended after 3 of the 5 batches"):
+        fit(EndsAloneLater({0: 5, 1: 5}, {0: 3, 1: 3}), epochs=2)
+
+
 def test_a_length_that_one_rank_does_not_reach_is_named() -> None:
     said = "training loader of rank 0 ended after 3 of the 5 batches that each rank has by its length"
     with pytest.raises(MisconfigurationException, match=said):

@@ -249,7 +249,6 @@ class Feed:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell every sampler, batch sampler and loader that asks for it which epoch begins. A collective."""
-        self._epoch = epoch
         set_epoch([*samplers_of(self.loaders), *self.loaders], epoch)
         self.agree_on_length()
 
@@ -337,7 +336,7 @@ class Feed:
         Raises:
             MisconfigurationException: On this rank alone, or not on all.
         """
-        if not self._ranks.unanimous(f"short-{self._epoch}"):
+        if not self._ranks.unanimous("short epoch"):
             raise MisconfigurationException(
                 f"The training loader of rank {self._ranks.global_rank} ended after {batches} of the {size} batches "
                 "that each rank has by its length, and the others wait for its gradients. Correct its `__len__`, or "

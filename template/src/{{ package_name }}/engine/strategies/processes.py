@@ -308,12 +308,13 @@ class ProcessesStrategy(Strategy):
     def unanimous(self, name: str) -> bool:
         """Return whether all ranks call this with the same name; costs ranks that do not call it nothing.
 
-        Those that do wait a second for the others. All who ask get the same answer.
+        Those that do wait a second for the others. All who ask get the same answer; they may ask again.
         """
         if self._is_alone or _store is None:
             return True
-        key = f"{self._call}/{name}"
-        if _store.add(f"{key}/votes", 1) == self.world_size:
+        vote = _store.add(f"{self._call}/{name}/votes", 1)
+        key = f"{self._call}/{name}/{(vote - 1) // self.world_size}"
+        if vote % self.world_size == 0:
             _store.compare_set(key, "", "yes")
         with contextlib.suppress(dist.DistStoreError):
             _store.wait([key], timedelta(seconds=_PATIENCE_S))
