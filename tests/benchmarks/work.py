@@ -84,6 +84,9 @@ class Batches:
     def __len__(self) -> int:
         return self.count
 
+    def __getitem__(self, i: int) -> Any:
+        return self.ready[i % 16]
+
     def __iter__(self) -> Iterator[Any]:
         return (self.ready[i % 16] for i in range(self.count))
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from engine import Callback
-from engine.errors import MisconfigurationException
 from engine.strategies import DDPStrategy
-from torch.utils.data import DataLoader, IterableDataset
+from engine.utilities import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from tests.engine.strategies.nets import Agree
 from tests.engine.toys import BoringModel, loader, quiet_trainer
@@ -19,7 +19,7 @@ from tests.engine.toys import BoringModel, loader, quiet_trainer
 ROWS = {0: 3, 1: 5}  # of each rank
 
 
-def fit(data: Any, *callbacks: Callback, epochs: int = 1, **options: Any) -> Any:
+def fit(data: Any, *callbacks: Callback, epochs: int = 1, module: Any = None, **options: Any) -> Any:
     trainer = quiet_trainer(
         devices=2,
         strategy=CountsQuestions(start_method="fork"),
@@ -28,7 +28,7 @@ def fit(data: Any, *callbacks: Callback, epochs: int = 1, **options: Any) -> Any
         callbacks=[Agree(), *callbacks],
         **options,
     )
-    trainer.fit(BoringModel(), data, loader(2, 1))
+    trainer.fit(module or BoringModel(), data, loader(2, 1))
     return trainer
 
 
@@ -70,6 +70,16 @@ class Batches:
         return ((torch.full((1, 4), float(row)), torch.zeros(1, 1)) for row in range(self.given[dist.get_rank()]))
 
 
+class Sequence(Batches):
+    """Batches by number, of which there are as many as said."""
+
+    def __init__(self, rows: dict[int, int]) -> None:
+        super().__init__(rows, rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return list(self)[index]
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         for row in range(ROWS[dist.get_rank()]):
@@ -94,7 +104,7 @@ class KnowsTheLength(Callback):
 
 
 def test_the_shortest_of_the_lengths_is_known_before_the_epoch() -> None:
-    assert fit(Batches(ROWS, ROWS), KnowsTheLength(), AsksNothing(), epochs=2).global_step == 6
+    assert fit(Sequence(ROWS), KnowsTheLength(), AsksNothing(), epochs=2).global_step == 6
 
 
 class ValidatesWithAll(Callback):
@@ -127,36 +137,61 @@ def test_a_length_that_one_rank_alone_has_is_none() -> None:
 
 
 def test_a_length_that_is_another_one_in_each_epoch_is_asked_anew() -> None:
-    class Shrinks(Batches):
+    class Shrinks(Sequence):
         def set_epoch(self, epoch: int) -> None:
             self.said = self.given = {rank: rows - (epoch if rank == 0 else 2 * epoch) for rank, rows in ROWS.items()}
 
-    assert fit(Shrinks(ROWS, ROWS), AsksNothing(), epochs=3).global_step == 3 + 2 + 1
+    assert fit(Shrinks(ROWS), AsksNothing(), epochs=3).global_step == 3 + 2 + 1
 
 
 def test_a_rank_without_batches_leaves_nothing_to_train() -> None:
-    assert fit(Batches({0: 0, 1: 2}, {0: 0, 1: 2})).global_step == 0
+    assert fit(Sequence({0: 0, 1: 2})).global_step == 0
 
 
 def test_loaders_with_equal_lengths_cost_no_question() -> None:
     assert fit(loader(4, 1), AsksNothing()).global_step == 4
 
 
-def test_a_length_that_no_rank_reaches_ends_the_epoch() -> None:
-    trainer = fit(Batches({0: 5, 1: 5}, {0: 3, 1: 3}), AsksNothing(), epochs=2)
-    assert trainer.global_step == 6
+@pytest.mark.parametrize("given", [{0: 3, 1: 3}, ROWS], ids=["no_rank", "one_rank"])
+def test_a_length_that_is_not_reached_ends_the_epoch(given: dict[int, int]) -> None:
+    trainer = fit(Batches({0: 6, 1: 6}, given), AsksForEach(), accumulate_grad_batches=2)
+    assert (trainer.total_batches, trainer.global_step) == (3, 2)
 
 
-def test_the_ranks_agree_anew_on_each_epoch_that_is_short() -> None:
-    class EndsAloneLater(Batches):
-        def set_epoch(self, epoch: int) -> None:
-            self.given = {0: 3, 1: 3 + 2 * epoch}
+class Unsized:
+    """Some batches, and no length."""
 
-    with pytest.raises(MisconfigurationException, match="of rank 0 ended after 3 of the 5 batches"):
-        fit(EndsAloneLater({0: 5, 1: 5}, {0: 3, 1: 3}), epochs=2)
+    def __init__(self, given: dict[int, int]) -> None:
+        self.batches = Batches({}, given)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
-def test_a_length_that_one_rank_does_not_reach_is_named() -> None:
-    said = "training loader of rank 0 ended after 3 of the 5 batches that each rank has by its length"
-    with pytest.raises(MisconfigurationException, match=said):
-        fit(Batches({0: 5, 1: 5}, ROWS))
+def test_a_limit_is_no_length() -> None:
+    assert fit(Unsized(ROWS), AsksForEach(), limit_train_batches=5).global_step == 3
+
+
+def test_a_loader_beside_one_with_a_length_may_still_end_first() -> None:
+    loaders = CombinedLoader([Sequence(dict.fromkeys(ROWS, 4)), Unsized(ROWS)], "min_size")
+    assert fit(loaders, AsksForEach(), module=OfTheFirst()).global_step == 3
+
+
+class OfTheFirst(BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch[0], batch_idx)
+
+
+class Estimate(Sampler[list[int]]):
+    """Gives fewer batches than it says on one rank, as samplers that fill batches up to a number of tokens do."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([row] for row in range(ROWS[dist.get_rank()]))
+
+
+def test_the_length_of_ones_own_batch_sampler_is_not_relied_on() -> None:
+    data = DataLoader(loader(8, 1).dataset, batch_sampler=Estimate())
+    assert fit(data, AsksForEach()).global_step == 3

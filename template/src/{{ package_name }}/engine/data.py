@@ -298,13 +298,11 @@ class Feed:
         if self._is_at_end:
             return
         if size != float("inf") and not self._asks_each and not self._is_stateful():
-            index = done - 1
+            iterator, self._ahead = itertools.chain(self._ahead, iterator), []  # from a run that had to ask
             for index, batch in zip(range(done, int(size)), iterator, strict=False):
                 yield batch, index == size - 1
-            if index + 1 < size and self._ranks is not None:
-                self._end_early(index + 1, int(size))
         else:
-            rest = int(size) - done - len(self._ahead) if self._is_cut() else None
+            rest = max(0, int(size) - done - len(self._ahead)) if self._is_cut() else None
             yield from self._unknown(itertools.islice(iterator, rest))
 
     def _unknown(self, iterator: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -329,19 +327,6 @@ class Feed:
     def _take(self, iterator: Iterator[Any]) -> Any:
         batch = next(iterator, END)
         return batch if not self._asks_each or self._ranks.reduce_boolean_decision(batch is not END) else END
-
-    def _end_early(self, batches: int, size: int) -> None:
-        """End an epoch that is shorter than the loader's length, if it is so on all ranks.
-
-        Raises:
-            MisconfigurationException: On this rank alone, or not on all.
-        """
-        if not self._ranks.unanimous("short epoch"):
-            raise MisconfigurationException(
-                f"The training loader of rank {self._ranks.global_rank} ended after {batches} of the {size} batches "
-                "that each rank has by its length, and the others wait for its gradients. Correct its `__len__`, or "
-                "take it away: then the ranks ask each other before each batch."
-            )
 
     # A position in a checkpoint.
 

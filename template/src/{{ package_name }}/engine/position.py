@@ -117,8 +117,14 @@ def stateful(loader: Any) -> Any:
 
 
 def has_sure_length(loader: Any) -> bool:
-    """Return whether the length, if there is one, can be relied on: that of an iterable data set is an estimate."""
-    return stateful(loader) is None and not isinstance(getattr(loader, "dataset", loader), IterableDataset)
+    """Return whether a loader gives as many batches as it says: torch's own, one split by rank, or a sequence."""
+    samplers = samplers_of([loader])
+    if any(hasattr(sampler, "rank") for sampler in samplers):
+        return True
+    if not isinstance(loader, DataLoader):
+        return hasattr(loader, "__len__") and hasattr(loader, "__getitem__") and stateful(loader) is None
+    plain = _is_map_style(loader) and type(loader).__iter__ is DataLoader.__iter__
+    return plain and all(type(sampler).__module__.startswith("torch.utils.data") for sampler in samplers)
 
 
 def _has_state(owner: Any) -> bool:
