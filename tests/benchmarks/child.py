@@ -180,7 +180,10 @@ def task_ddp(width: str, rows: str, steps: str, count: str) -> dict[str, Any]:
 
     torch.distributed.init_process_group("gloo")
     rounds({name: functools.partial(run, name) for name in ("bare", *installed())}, int(count))
-    return found if torch.distributed.get_rank() == 0 else {}
+    if torch.distributed.get_rank() != 0:
+        return {}
+    # The first round warms up.
+    return {number: {name: values[1:] for name, values in by.items()} for number, by in found.items()}
 
 
 class _Clocks:

@@ -7,7 +7,7 @@ Does not own: the loops (`contenders.py`) and what is compared (`rows.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ class Work:
         )
 
 
-class Batches:
+class Batches(Sequence[Any]):
     """Ready batches: no loader's time is in what is measured."""
 
     def __init__(self, work: Work) -> None:
@@ -84,7 +84,7 @@ class Batches:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i: int) -> Any:
+    def __getitem__(self, i: Any) -> Any:
         return self.ready[i % 16]
 
     def __iter__(self) -> Iterator[Any]:

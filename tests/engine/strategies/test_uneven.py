@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -70,13 +70,13 @@ class Batches:
         return ((torch.full((1, 4), float(row)), torch.zeros(1, 1)) for row in range(self.given[dist.get_rank()]))
 
 
-class Sequence(Batches):
-    """Batches by number, of which there are as many as said."""
+class ByNumber(Batches, Sequence[Any]):
+    """A sequence: of such there are as many as said."""
 
     def __init__(self, rows: dict[int, int]) -> None:
         super().__init__(rows, rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: Any) -> Any:
         return list(self)[index]
 
 
@@ -104,7 +104,7 @@ class KnowsTheLength(Callback):
 
 
 def test_the_shortest_of_the_lengths_is_known_before_the_epoch() -> None:
-    assert fit(Sequence(ROWS), KnowsTheLength(), AsksNothing(), epochs=2).global_step == 6
+    assert fit(ByNumber(ROWS), KnowsTheLength(), AsksNothing(), epochs=2).global_step == 6
 
 
 class ValidatesWithAll(Callback):
@@ -137,7 +137,7 @@ def test_a_length_that_one_rank_alone_has_is_none() -> None:
 
 
 def test_a_length_that_is_another_one_in_each_epoch_is_asked_anew() -> None:
-    class Shrinks(Sequence):
+    class Shrinks(ByNumber):
         def set_epoch(self, epoch: int) -> None:
             self.said = self.given = {rank: rows - (epoch if rank == 0 else 2 * epoch) for rank, rows in ROWS.items()}
 
@@ -145,7 +145,7 @@ def test_a_length_that_is_another_one_in_each_epoch_is_asked_anew() -> None:
 
 
 def test_a_rank_without_batches_leaves_nothing_to_train() -> None:
-    assert fit(Sequence({0: 0, 1: 2})).global_step == 0
+    assert fit(ByNumber({0: 0, 1: 2})).global_step == 0
 
 
 def test_loaders_with_equal_lengths_cost_no_question() -> None:
@@ -173,7 +173,7 @@ def test_a_limit_is_no_length() -> None:
 
 
 def test_a_loader_beside_one_with_a_length_may_still_end_first() -> None:
-    loaders = CombinedLoader([Sequence(dict.fromkeys(ROWS, 4)), Unsized(ROWS)], "min_size")
+    loaders = CombinedLoader([ByNumber(dict.fromkeys(ROWS, 4)), Unsized(ROWS)], "min_size")
     assert fit(loaders, AsksForEach(), module=OfTheFirst()).global_step == 3
 
 

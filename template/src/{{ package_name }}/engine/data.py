@@ -319,7 +319,7 @@ class Feed:
         return any(stateful(loader) is not None for loader in self.loaders)
 
     def _is_cut(self) -> bool:
-        """Return whether a limit ends the epoch before the loader does."""
+        """Return whether a limit, or another rank, ends the epoch before the loader does."""
         combined = self.combined
         whole = self.loader if combined is None else CombinedLoader(combined.iterables, combined.mode)
         return self.size() < length(whole)

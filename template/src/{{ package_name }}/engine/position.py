@@ -6,6 +6,7 @@ loaders at once, and batches in advance (`data`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -117,12 +118,12 @@ def stateful(loader: Any) -> Any:
 
 
 def has_sure_length(loader: Any) -> bool:
-    """Return whether a loader gives as many batches as it says: torch's own, one split by rank, or a sequence."""
+    """Return whether a loader gives as many batches as it says: torch's own, one split by rank, or a `Sequence`."""
     samplers = samplers_of([loader])
     if any(hasattr(sampler, "rank") for sampler in samplers):
         return True
     if not isinstance(loader, DataLoader):
-        return hasattr(loader, "__len__") and hasattr(loader, "__getitem__") and stateful(loader) is None
+        return isinstance(loader, Sequence) and stateful(loader) is None
     plain = _is_map_style(loader) and type(loader).__iter__ is DataLoader.__iter__
     return plain and all(type(sampler).__module__.startswith("torch.utils.data") for sampler in samplers)
 
