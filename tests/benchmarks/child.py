@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import threading
@@ -59,28 +60,68 @@ def _peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
+def task_save(megabytes: str, count: str) -> dict[str, Any]:
+    """Milliseconds to save, by place: to a disk, until it is on that disk, and to memory (tmpfs).
+
+    All contenders save in turn, `count` times, under a new name each: place -> contender -> one per round.
+    """
+    from tests.benchmarks.contenders import installed
+    from tests.benchmarks.measure import rounds
+
+    net = _weights(int(megabytes))
+    saves = {name: _io(name, net)[0] for name in ("bare", *installed())}
+
+    def to(folder: str, then: Callable[[str], None] = lambda path: None) -> dict[str, list[float]]:
+        def run(save: Callable[[str], Any]) -> float:
+            os.sync()  # what others have left to be written is not ours to wait for
+            path = os.path.join(folder, "x.ckpt")
+            taken = _timed(lambda: (save(path), then(path)))
+            os.unlink(path)
+            return taken
+
+        return rounds({name: functools.partial(run, save) for name, save in saves.items()}, int(count))
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = {"disk": to(folder), "synced": to(folder, _sync)}
+    if os.path.isdir("/dev/shm"):
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            found["memory"] = to(folder)
+    return found
+
+
+def _sync(path: str) -> None:
+    """Wait until a file is on its disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def task_checkpoint(contender: str, megabytes: str) -> dict[str, float]:
-    """Milliseconds to save, load and hand over to the background; megabytes by which saving raised the peak."""
+    """Megabytes by which saving raises the peak of memory; milliseconds to load and to hand over to the background."""
     folder = tempfile.mkdtemp()
     path = os.path.join(folder, "x.ckpt")
-    pieces = max(int(megabytes) // 20, 1)
-    net = torch.nn.ParameterList(torch.zeros(5_000_000) for _ in range(pieces))
-    save, load, save_later, wait = _bare_io(net) if contender == "bare" else _framework_io(contender, net)
+    save, load, save_later, wait = _io(contender, _weights(int(megabytes)))
     before = _peak_mb()
-    saved = [_on_an_idle_disk(lambda: save(path))]
+    save(path)
     grown = _peak_mb() - before
-    saved += [_on_an_idle_disk(lambda: save(path)) for _ in range(2)]
     loaded = _timed(lambda: load(path))  # once, as a resume does; a second would reuse memory
     stalls = []
     for i in range(3):  # the first gets memory, which the others use again
         stalls.append(_timed(lambda i=i: save_later(os.path.join(folder, f"{i}.ckpt"))))
         wait()
-    for file in Path(folder).rglob("*"):
-        file.unlink()
-    return {"save": min(saved), "save_mb": grown, "load": loaded, "stall": min(stalls)}
+    shutil.rmtree(folder)
+    return {"save_mb": grown, "load": loaded, "stall": min(stalls)}
+
+
+def _weights(megabytes: int) -> torch.nn.Module:
+    return torch.nn.ParameterList(torch.randn(5_000_000) for _ in range(max(megabytes // 20, 1)))
 
 
 IO = tuple[Callable[[str], Any], Callable[[str], Any], Callable[[str], Any], Callable[[], None]]
+
+
+def _io(contender: str, net: torch.nn.Module) -> IO:
+    """How a contender saves, loads, saves in the background, and waits for that."""
+    return _bare_io(net) if contender == "bare" else _framework_io(contender, net)
 
 
 def _bare_io(net: torch.nn.Module) -> IO:
@@ -145,12 +186,6 @@ def _timed(call: Callable[[], Any]) -> float:
     before = time.perf_counter()
     call()
     return (time.perf_counter() - before) * 1e3
-
-
-def _on_an_idle_disk(call: Callable[[], Any]) -> float:
-    """Time a call that may wait for the disk, without what others have left to be written there."""
-    os.sync()
-    return _timed(call)
 
 
 def task_ddp(width: str, rows: str, steps: str, count: str) -> dict[str, Any]:

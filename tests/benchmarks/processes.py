@@ -47,10 +47,16 @@ def start(count: int) -> list[Row]:
 
 def checkpoint(megabytes: int, count: int) -> list[Row]:
     """Saving, loading and saving in the background, of one tensor file of so many megabytes."""
-    found = gather("checkpoint", count, megabytes)
     size = f"{megabytes} MB"
+    saved, found = child("save", megabytes, count), gather("checkpoint", count, megabytes)
+    places = {
+        "disk": (f"save {size}", "bare: torch.save, which does not wait for the disk"),
+        "synced": (f"save {size} until it is on the disk", "bare: torch.save, then fsync"),
+        "memory": (f"save {size} to tmpfs, a disk as fast as memory", "bare: torch.save"),
+    }
     return [
-        Row(f"save {size}", "ms", found["save"], Budget(ratio=1.05), note="bare: torch.save"),
+        *(Row(what, "ms", saved[place], Budget(ratio=1.05), note=note)
+          for place, (what, note) in places.items() if place in saved),
         Row(f"memory while saving {size}", "MB", found["save_mb"], note="growth of the peak"),
         Row(f"load {size}", "ms", found["load"], Budget(ratio=0.3), note="bare: torch.load"),
         Row(f"stall of an asynchronous save of {size}, after the first", "ms", found["stall"], Budget(ratio=1.0),
