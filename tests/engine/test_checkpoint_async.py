@@ -183,3 +183,22 @@ def test_an_interrupt_while_a_save_is_waited_for_leaves_that_save_as_it_was(
     storage.teardown()
     assert same(read(tmp_path / "a.ckpt"), checkpoint(1.0))
     assert same(read(tmp_path / "c.ckpt"), checkpoint(3.0))
+
+
+def test_memory_serves_within_a_validation_and_outside_of_one(tmp_path: Path) -> None:
+    """Torch lets a tensor made in inference mode be changed there alone."""
+    storage = AsyncCheckpointIO()
+    for is_validating in (True, False, True):
+        with torch.inference_mode(is_validating):
+            storage.save_checkpoint(checkpoint(), tmp_path / "a.ckpt")
+        assert same(storage.load_checkpoint(tmp_path / "a.ckpt"), checkpoint())
+    storage.teardown()
+
+
+def test_a_copy_that_fails_is_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: torch.Tensor, *_: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    monkeypatch.setattr(torch.Tensor, "copy_", fail)
+    with pytest.raises(RuntimeError, match="no more memory"):
+        snapshot(checkpoint(), HostMemory())

@@ -17,6 +17,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import pytest
 import torch
 from engine.checkpoint_file import TorchCheckpointIO, newest_intact, read, write
 from engine.errors import CheckpointError, EngineWarning
+from engine.sealed import Checksum
 from torch import nn
 
 
@@ -137,6 +139,43 @@ def test_lost_and_swapped_blocks_in_large_tensors_are_detected(tmp_path: Path) -
     assert len(zeroed) == len(swapped) == len(content)
     assert _is_refused(tmp_path / "b.ckpt", zeroed)
     assert _is_refused(tmp_path / "b.ckpt", swapped)
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """Threads that are never late."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:  # type: ignore[override]
+        done: Future[Any] = Future()
+        done.set_result(function(*args))
+        return done
+
+
+@pytest.mark.parametrize("threads", [_AtOnce, None])
+@pytest.mark.parametrize("part", [96, 512, 4096, 40_000])
+@pytest.mark.parametrize("tensors", [0, 1, 60])
+def test_parts_that_are_summed_while_torch_writes_are_summed_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, tensors: int, threads: Any
+) -> None:
+    """The archive's directory, which is changed at the end, begins in the middle of a part and fills several."""
+    if threads is not None:
+        monkeypatch.setattr("engine.checkpoint_file.checkpoint_threads", threads)
+    monkeypatch.setattr("engine.sealed._PART", part)
+    monkeypatch.setattr("engine.checkpoint_file._PIECE", 100)
+    written = {"state_dict": {str(i): torch.randn(1 + 7 * i) for i in range(tensors)}}
+    write(written, tmp_path / "a.ckpt")
+    assert _same(read(tmp_path / "a.ckpt"), written)
+    changed = bytearray((tmp_path / "a.ckpt").read_bytes())
+    changed[len(changed) // 2] ^= 1
+    assert _is_refused(tmp_path / "b.ckpt", changed)
+
+
+def test_sums_begin_before_torch_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    original = Checksum.begin
+    monkeypatch.setattr("engine.sealed._PART", 1 << 20)
+    monkeypatch.setattr(Checksum, "begin", lambda self, size: (begun.append(size), original(self, size))[1])
+    write({"state_dict": {"weight": torch.zeros(6 << 20)}}, tmp_path / "a.ckpt")  # 24 MiB
+    assert [size >> 22 for size in begun[:6]] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_damaged_file_of_plain_torch_is_detected_by_its_own_checksums(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint_file import CheckpointIO, TorchCheckpointIO
 from .errors import CheckpointError
+from .sealed import checkpoint_threads
 
 
 class AsyncCheckpointIO(CheckpointIO):
@@ -96,6 +97,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.copies: dict[tuple[torch.device, int, int], Tensor] = {}
         self.free: dict[int, list[Tensor]] = {}
+        self.under_way: list[Future[Tensor]] = []
 
     def released(self) -> HostMemory:
         """Return the same memory, all of it free."""
@@ -104,37 +106,50 @@ class HostMemory:
             released.free.setdefault(copied.numel(), []).append(copied)
         return released
 
-    def copy(self, storage: torch.UntypedStorage) -> torch.UntypedStorage:
-        """Return a copy of `storage`, the same one for the same storage."""
+    def copy(self, storage: torch.UntypedStorage, threads: ThreadPoolExecutor) -> torch.UntypedStorage:
+        """Return a copy of `storage`, the same one for the same storage; it is whole when `under_way` is done."""
         key = (storage.device, storage.data_ptr(), storage.nbytes())
         if key not in self.copies:
             free = self.free.get(storage.nbytes()) or [torch.empty(storage.nbytes(), dtype=torch.uint8)]
-            self.copies[key] = free.pop().copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
+            self.copies[key] = free.pop()
+            given = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+            if storage.device.type == "cpu":
+                self.under_way.append(threads.submit(self.copies[key].copy_, given))
+            else:  # in this thread, whose stream it is to follow
+                self.copies[key].copy_(given)
         return self.copies[key].untyped_storage()
 
 
-def snapshot(value: Any, memory: HostMemory) -> Any:
-    """Return a copy of a checkpoint, or of a part of one, in `memory`: no later step changes it.
+def snapshot(checkpoint: Any, memory: HostMemory) -> Any:
+    """Return a copy of a checkpoint in `memory`, made by several threads: no later step changes it.
 
     Tensors that share a storage, such as tied weights and views, still do.
     """
+    with torch.inference_mode(False), checkpoint_threads() as threads:  # a validation may be saving
+        copied = _copy(checkpoint, memory, threads)
+        for copying in memory.under_way:
+            copying.result()
+    return copied
+
+
+def _copy(value: Any, memory: HostMemory, threads: ThreadPoolExecutor) -> Any:
     if isinstance(value, Tensor):
-        return _copy_tensor(value, memory)
+        return _copy_tensor(value, memory, threads)
     if isinstance(value, dict):
         copied = copy.copy(value)  # keeps the class, and the `_metadata` of a state_dict
         for key, item in value.items():
-            copied[key] = snapshot(item, memory)
+            copied[key] = _copy(item, memory, threads)
         return copied
     if type(value) in (list, tuple):
-        return type(value)(snapshot(item, memory) for item in value)
+        return type(value)(_copy(item, memory, threads) for item in value)
     return copy.deepcopy(value)
 
 
-def _copy_tensor(tensor: Tensor, memory: HostMemory) -> Tensor:
+def _copy_tensor(tensor: Tensor, memory: HostMemory, threads: ThreadPoolExecutor) -> Tensor:
     plain = tensor.detach()
     is_lazy = plain.is_quantized or plain.is_conj() or plain.is_neg()  # more than its bytes
     if is_lazy or plain.layout != torch.strided or type(plain) is not Tensor:
         return plain.to("cpu", copy=True)
-    host = memory.copy(plain.untyped_storage())
+    host = memory.copy(plain.untyped_storage(), threads)
     copied = torch.empty(0, dtype=plain.dtype).set_(host, plain.storage_offset(), plain.size(), plain.stride())
     return copied.requires_grad_(tensor.requires_grad)

@@ -17,7 +17,6 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -27,10 +26,10 @@ import torch
 from .distributed import log, rank_zero_warn
 from .errors import CheckpointError, did_you_mean
 from .inert import find_strangers, read_inert
-from .sealed import seal, verify
+from .sealed import Checksum, checkpoint_threads, seal, verify
 
 _HPARAMS_KEYS = {f"{owner}{key}" for owner in ("", "datamodule_") for key in ("hyper_parameters", "hparams_type")}
-_WRITE_BACK = 1 << 22  # bytes after which the disk is told to begin; larger wastes overlap (measured 4 to 64 MiB)
+_PIECE = 1 << 22  # bytes after which the disk is told to begin; larger wastes overlap (measured 4 to 64 MiB)
 _ABANDONED_S = 600.0  # a `.partial` file nobody has written to for so long belongs to a killed process
 _torch_options = threading.Lock()
 _warned_of: set[str] = set()
@@ -124,8 +123,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_sealed(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
-    with ThreadPoolExecutor(1, "checkpoint-write-back") as pool:
-        sink = _Sink(file, pool)
+    with checkpoint_threads() as threads:
+        sink = _Sink(file, Checksum(file.name, threads))
         try:
             with _without_checksums_of_torch():
                 torch.save(checkpoint, cast(IO[bytes], sink))
@@ -133,7 +132,7 @@ def _write_sealed(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
             if sink.error is not None:  # torch reports it as its own failure
                 raise sink.error from None
             raise
-        seal(file)
+        seal(file, sink.checksum)
 
 
 @contextmanager
@@ -149,10 +148,10 @@ def _without_checksums_of_torch() -> Iterator[None]:
 
 
 class _Sink:
-    """The file as `torch.save` sees it."""
+    """The file as `torch.save` sees it: what is written is summed, and on its way to the disk, while torch goes on."""
 
-    def __init__(self, file: IO[bytes], pool: ThreadPoolExecutor) -> None:
-        self.file, self.pool = file, pool
+    def __init__(self, file: IO[bytes], checksum: Checksum) -> None:
+        self.file, self.checksum = file, checksum
         self.error: OSError | None = None
         self._written = self._on_its_way = 0
 
@@ -160,17 +159,23 @@ class _Sink:
         if self.error is not None:  # torch goes on to write the directory of the archive
             return len(data)
         try:
-            self.file.write(data)
+            for start in range(0, len(data), _PIECE):
+                self._written += self.file.write(data[start : start + _PIECE])
+                if self._written - self._on_its_way >= _PIECE:
+                    self._send()
         except OSError as error:
             self.error = error
             raise
-        self._written += len(data)
-        size = self._written - self._on_its_way
-        if size >= _WRITE_BACK and hasattr(os, "posix_fadvise"):
-            # Named for dropping pages, it first starts writing dirty ones, without waiting: fsync finds little left.
-            self.pool.submit(os.posix_fadvise, self.file.fileno(), self._on_its_way, size, os.POSIX_FADV_DONTNEED)
-            self._on_its_way = self._written
         return len(data)
+
+    def _send(self) -> None:
+        self.file.flush()
+        if hasattr(os, "posix_fadvise"):
+            # Named for dropping pages, it first starts writing dirty ones, without waiting: fsync finds little left.
+            piece = self.file.fileno(), self._on_its_way, self._written - self._on_its_way
+            self.checksum.threads.submit(os.posix_fadvise, *piece, os.POSIX_FADV_DONTNEED)
+        self.checksum.begin(self._written)
+        self._on_its_way = self._written
 
     def flush(self) -> None:
         self.file.flush()

@@ -58,11 +58,7 @@ class HyperparametersMixin:
         return _deep_copy(self.__dict__.get("_hparams_initial", {}))
 
     def save_hyperparameters(
-        self,
-        *args: Any,
-        ignore: str | Iterable[str] | None = None,
-        frame: FrameType | None = None,
-        logger: bool = True,
+        self, *args: Any, ignore: str | Iterable[str] | None = None, frame: FrameType | None = None, logger: bool = True
     ) -> None:
         """Keep the arguments of `__init__` in `self.hparams` and in every checkpoint.
 

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
+from types import NoneType
 from typing import Any
 
 import torch
@@ -28,20 +29,7 @@ from .errors import did_you_mean
 from .inert import Stranger
 
 _KIND = "__kind__"
-_PLAIN = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    Tensor,
-    nn.Parameter,
-    torch.dtype,
-    torch.device,
-    torch.Size,
-)
+_PLAIN = (NoneType, bool, int, float, complex, str, bytes, Tensor, nn.Parameter, torch.dtype, torch.device, torch.Size)
 
 
 class AttributeDict(dict[str, Any]):
@@ -65,10 +53,7 @@ class AttributeDict(dict[str, Any]):
 
 
 _KINDS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    datetime.timedelta: (
-        lambda delta: [delta.days, delta.seconds, delta.microseconds],
-        lambda parts: datetime.timedelta(*parts),
-    ),
+    datetime.timedelta: (lambda t: [t.days, t.seconds, t.microseconds], lambda parts: datetime.timedelta(*parts)),
     range: (lambda numbers: [numbers.start, numbers.stop, numbers.step], lambda parts: range(*parts)),
     argparse.Namespace: (vars, lambda items: argparse.Namespace(**items)),
     **{kind: (list, kind) for kind in (set, frozenset)},

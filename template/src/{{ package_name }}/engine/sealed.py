@@ -10,7 +10,7 @@ import os
 import struct
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -32,11 +32,12 @@ class _Record(NamedTuple):
     crc32: int
 
 
-def seal(file: IO[bytes]) -> None:
+def seal(file: IO[bytes], checksum: Checksum) -> None:
     """Complete the directory of a zip archive without checksums, and put that of the whole into its comment.
 
     Args:
         file: Open for reading and writing.
+        checksum: Of that file, as far as it was begun.
     """
     records, start = _records(file)
     file.seek(start)
@@ -50,7 +51,7 @@ def seal(file: IO[bytes]) -> None:
     file.seek(start)
     file.write(directory)
     file.flush()
-    file.write(_SEAL + _checksum(file.name, start + len(directory)))
+    file.write(_SEAL + checksum.of(start + len(directory), unchanged=start))
 
 
 def verify(path: str | Path) -> bool:
@@ -84,8 +85,10 @@ def _check(file: IO[bytes]) -> None:
         for record in _records(file)[0]:
             if record.crc32 and _crc32(file, record) != record.crc32:
                 raise zipfile.BadZipFile(f"the checksum of its record `{record.name}` does not fit")
-    elif _checksum(file.name, file.seek(-_SEAL_SIZE, os.SEEK_END)) != expected:
-        raise zipfile.BadZipFile("its checksum does not fit")
+        return
+    with checkpoint_threads() as threads:
+        if Checksum(file.name, threads).of(file.seek(-_SEAL_SIZE, os.SEEK_END)) != expected:
+            raise zipfile.BadZipFile("its checksum does not fit")
 
 
 def _read_seal(file: IO[bytes]) -> bytes | None:
@@ -123,17 +126,40 @@ def _crc32(file: IO[bytes], record: _Record) -> int:
     return checksum
 
 
-def _checksum(path: str | Path, size: int) -> bytes:
-    """Return the checksum, in hexadecimal, of the first `size` bytes; parts are summed on all cores."""
+def checkpoint_threads() -> ThreadPoolExecutor:
+    """Return threads for the work on one file: one more than there are cores, for they also wait for the disk."""
+    return ThreadPoolExecutor(min(8, 1 + (os.cpu_count() or 1)), "checkpoint")
 
-    def part(start: int) -> bytes:
-        with open(path, "rb", buffering=0) as file:
+
+class Checksum:
+    """The checksum of a file that may still be growing: its parts are summed side by side, as soon as they are there.
+
+    Args:
+        path: The file; each thread opens it for itself.
+        threads: That do it.
+    """
+
+    def __init__(self, path: str | Path, threads: ThreadPoolExecutor) -> None:
+        self.path, self.threads = path, threads
+        self._parts: list[Future[bytes]] = []
+
+    def begin(self, size: int) -> None:
+        """Sum the parts that end within the first `size` bytes, which have been handed to the system."""
+        for start in range(len(self._parts) * _PART, size - _PART + 1, _PART):
+            self._parts.append(self.threads.submit(self._sum, start, _PART))
+
+    def of(self, size: int, unchanged: int = 0) -> bytes:
+        """Return the checksum, in hexadecimal, of the first `size` bytes, of which so many are as when they began."""
+        del self._parts[unchanged // _PART :]
+        self.begin(size)
+        start = len(self._parts) * _PART
+        rest = [self._sum(start, size - start)] if start < size else []
+        return b"%08x" % zlib.crc32(b"".join([*(part.result() for part in self._parts), *rest]))
+
+    def _sum(self, start: int, size: int) -> bytes:
+        with open(self.path, "rb", buffering=0) as file:
             file.seek(start)
-            return _sums_crc32(file, min(_PART, size - start)).to_bytes(4, "little")
-
-    starts = range(0, size, _PART)
-    with ThreadPoolExecutor(max(1, min(8, len(starts), os.cpu_count() or 1)), "checkpoint-checksum") as pool:
-        return b"%08x" % zlib.crc32(b"".join(pool.map(part, starts)))
+            return _sums_crc32(file, size).to_bytes(4, "little")
 
 
 def _sums_crc32(file: IO[bytes], size: int) -> int:

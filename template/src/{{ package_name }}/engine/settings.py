@@ -35,13 +35,7 @@ def lengths(max_epochs: Any, min_epochs: Any, max_steps: Any, min_steps: Any, ma
 
 
 def batches(
-    limits: tuple[Any, ...],
-    *,
-    overfit: Any,
-    sanity_steps: Any,
-    log_every: Any,
-    interval: Any,
-    every_n_epoch: Any,
+    limits: tuple[Any, ...], *, overfit: Any, sanity_steps: Any, log_every: Any, interval: Any, every_n_epoch: Any
 ) -> dict[str, Any]:
     """Return how much data to use and when to validate and log, as attributes of the Trainer.
 

@@ -34,10 +34,7 @@ class Timer(Callback):
     """
 
     def __init__(
-        self,
-        duration: str | timedelta | dict[str, int] | None = None,
-        interval: str = "step",
-        verbose: bool = True,
+        self, duration: str | timedelta | dict[str, int] | None = None, interval: str = "step", verbose: bool = True
     ) -> None:
         super().__init__()
         if interval not in _INTERVALS:
