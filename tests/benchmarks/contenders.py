@@ -47,7 +47,7 @@ def by_framework(name: str, work: Work, clock: Clock, **options: Any) -> nn.Modu
     fw, folder = load_framework(name), tempfile.mkdtemp()
     module = make_module(fw, work, clock)
     logger = fw.loggers.CSVLogger(folder) if work.values else False
-    trainer = make_trainer(fw, max_epochs=work.epochs, logger=logger, default_root_dir=folder, **options)
+    trainer = make_trainer(fw, **{"max_epochs": work.epochs, "logger": logger, "default_root_dir": folder, **options})
     trainer.fit(module, work.data())
     shutil.rmtree(folder)
     return module.net  # type: ignore[no-any-return]
@@ -86,6 +86,10 @@ def make_module(fw: Framework, work: Work, clock: Clock) -> Any:
                 self.log_dict(self.metrics, on_step=False, on_epoch=True)
             return loss
 
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            clock.tick()
+            self.log("loss", loss_of(self.net, batch)[0])
+
         def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             clock.tick()
             return self.net(batch[0])  # type: ignore[no-any-return]
@@ -94,6 +98,27 @@ def make_module(fw: Framework, work: Work, clock: Clock) -> Any:
             return optimizer_of(self.net)
 
     return Net()
+
+
+def bare_validation(work: Work, clock: Clock) -> nn.Module:
+    """Validation by hand: the loss's mean over all rows."""
+    net, total, rows = work.model(), torch.zeros(()), 0
+    net.eval()
+    with torch.inference_mode():
+        for batch in work.data():
+            clock.tick()
+            total += loss_of(net, batch)[0] * len(batch[0])
+            rows += len(batch[0])
+    (total / rows).item()
+    return net
+
+
+def framework_validation(name: str, work: Work, clock: Clock) -> nn.Module:
+    """Validation by `Trainer.validate`, which logs the loss by epoch."""
+    fw = load_framework(name)
+    module = make_module(fw, work, clock)
+    make_trainer(fw).validate(module, work.data(), verbose=False)
+    return module.net  # type: ignore[no-any-return]
 
 
 def bare_prediction(work: Work, clock: Clock) -> nn.Module:
@@ -118,16 +143,23 @@ def framework_prediction(name: str, work: Work, clock: Clock) -> nn.Module:
 NAMES = {"lightning": REFERENCE, "ours": "engine"}
 
 
-def training() -> dict[str, Contender]:
-    """Contenders for training: name -> function; one that is not installed is left out."""
-    out: dict[str, Contender] = {"bare": bare}
-    return {**out, **{name: functools.partial(by_framework, fw) for name, fw in installed().items()}}
+def training(**options: Any) -> dict[str, Contender]:
+    """Contenders for training: name -> function; one that is not installed is left out. `options` are of Trainers."""
+    return _all(bare, functools.partial(by_framework, **options))
+
+
+def validation() -> dict[str, Contender]:
+    """Contenders for validation."""
+    return _all(bare_validation, framework_validation)
 
 
 def prediction() -> dict[str, Contender]:
     """Contenders for prediction."""
-    out: dict[str, Contender] = {"bare": bare_prediction}
-    return {**out, **{name: functools.partial(framework_prediction, fw) for name, fw in installed().items()}}
+    return _all(bare_prediction, framework_prediction)
+
+
+def _all(by_hand: Contender, framework: Callable[..., nn.Module]) -> dict[str, Contender]:
+    return {"bare": by_hand, **{name: functools.partial(framework, fw) for name, fw in installed().items()}}
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from tests.benchmarks import processes, slack
-from tests.benchmarks.contenders import Contender, prediction, training
+from tests.benchmarks.contenders import Contender, prediction, training, validation
 from tests.benchmarks.measure import Budget, Row, rounds
 from tests.benchmarks.work import Clock, Work
 
@@ -80,6 +80,19 @@ def boundary(effort: Effort) -> Row:
     return per_step("an epoch of one step, no logger", work, Budget(over_bare=60), effort, training())
 
 
+def by_default(effort: Effort) -> Row:
+    """A step beside the logger and the checkpoints that a Trainer has unasked."""
+    work = Work(batches=effort.steps)
+    contenders = training(logger=True, enable_checkpointing=True)
+    return per_step("step, with the Trainer's own logger and checkpoints", work, Budget(), effort, contenders)
+
+
+def validating(effort: Effort) -> Row:
+    """A batch of validation, whose loss is logged by epoch; the bare loop computes the same mean."""
+    work = Work(batches=effort.steps)
+    return per_step("batch of validation", work, Budget(), effort, validation())
+
+
 def predicting(effort: Effort) -> Row:
     """A batch of prediction."""
     work = Work(batches=effort.steps)
@@ -100,6 +113,8 @@ ROWS: dict[str, Callable[[Effort], Row | list[Row]]] = {
     "log_50": functools.partial(values, 50, 220, 40),
     "collection": collection,
     "boundary": boundary,
+    "default": by_default,
+    "validate": validating,
     "predict": predicting,
     "loader": input_bound,
     # What these cost is less than what two rounds differ by: more of them, each shorter.
