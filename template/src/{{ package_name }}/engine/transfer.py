@@ -115,8 +115,8 @@ def find_batch_size(batch: Any) -> int:
 def first_size(batch: Any) -> int:
     """Return the first dimension of a batch's first tensor; 0 when it holds none."""
     first = batch[0] if type(batch) in (list, tuple) and batch else batch
-    if type(first) is Tensor and first.dim():  # The usual batch, without the walk.
-        return first.size(0)
+    if type(first) is Tensor and (shape := first.shape):  # The usual batch, without the walk.
+        return shape[0]
     return next(_sizes(batch), 0)
 
 
