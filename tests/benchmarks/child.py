@@ -63,7 +63,7 @@ def _peak_mb() -> float:
 def task_save(megabytes: str, count: str) -> dict[str, Any]:
     """Milliseconds to save, by place: to a disk, until it is on that disk, and to memory (tmpfs).
 
-    All contenders save in turn, `count` times, under a new name each: place -> contender -> one per round.
+    All contenders save in turn, `count` times, where no file is: place -> contender -> one per round.
     """
     from tests.benchmarks.contenders import installed
     from tests.benchmarks.measure import rounds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,10 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from engine import checkpoint_async
 from engine.checkpoint_async import AsyncCheckpointIO, HostMemory, snapshot
-from engine.checkpoint_file import CheckpointIO, read, write
+from engine.checkpoint_file import CheckpointIO, TorchCheckpointIO, read, write
 from engine.errors import CheckpointError
 from torch import nn
+
+from tests.parity.framework import ENGINE_ROOT
 
 
 def checkpoint(value: float = 1.0) -> dict[str, Any]:
@@ -202,3 +207,60 @@ def test_a_copy_that_fails_is_no_checkpoint(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.Tensor, "copy_", fail)
     with pytest.raises(RuntimeError, match="no more memory"):
         snapshot(checkpoint(), HostMemory())
+
+
+def test_threads_that_an_interrupt_left_copying_do_not_reach_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second Ctrl-C ends the wait for the threads of the copy that the first one broke off."""
+    may_copy, move = threading.Event(), checkpoint_async._move
+    late: list[threading.Thread] = []
+
+    def interrupted(host: torch.Tensor, storage: torch.UntypedStorage) -> None:
+        late.append(threading.Thread(target=lambda: (may_copy.wait(10), move(host, storage))))
+        late[-1].start()
+        raise KeyboardInterrupt
+
+    def state(value: float) -> dict[str, Any]:
+        return {"state_dict": {str(i): torch.full((1 << 20,), value + i) for i in range(3)}}
+
+    storage = AsyncCheckpointIO()
+    storage.save_checkpoint(state(0.0), tmp_path / "first.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_async, "_move", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            storage.save_checkpoint(state(10.0), tmp_path / "broken-off.ckpt")
+    slow = storage.checkpoint_io = TorchCheckpointIO()
+    slow.save_checkpoint = lambda *given: (may_copy.wait(10), [each.join() for each in late], write(*given))  # type: ignore[assignment, method-assign]
+    storage.save_checkpoint(state(20.0), tmp_path / "next.ckpt")
+    may_copy.set()
+    storage.teardown()
+    assert sorted(os.listdir(tmp_path)) == ["first.ckpt", "next.ckpt"]
+    assert same(read(tmp_path / "next.ckpt"), state(20.0))
+
+
+def test_small_tensors_are_copied_without_asking_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    monkeypatch.setattr(checkpoint_async, "_move", lambda host, storage: moved.append(storage.nbytes()))
+    snapshot({"small": torch.zeros(1000), "large": torch.zeros(1 << 20)}, HostMemory())
+    assert moved == [4 << 20]
+
+
+_AT_EXIT = """
+import atexit, sys, torch
+from engine.checkpoint_async import AsyncCheckpointIO
+from engine.checkpoint_file import write
+state = {"state_dict": {"weight": torch.arange(8 << 20)}}
+at_exit, in_background = sys.argv[1:]
+AsyncCheckpointIO().save_checkpoint(state, in_background)
+atexit.register(write, state, at_exit)
+"""
+
+
+def test_a_large_file_is_written_while_the_interpreter_ends(tmp_path: Path) -> None:
+    """No thread can be started then."""
+    files = [tmp_path / "at-exit.ckpt", tmp_path / "in-background.ckpt"]
+    command = [sys.executable, "-c", _AT_EXIT, *map(str, files)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ENGINE_ROOT)}, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [read(file)["state_dict"]["weight"][-1].item() for file in files] == [(8 << 20) - 1] * 2

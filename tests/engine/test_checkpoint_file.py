@@ -29,6 +29,7 @@ from engine.checkpoint_file import TorchCheckpointIO, newest_intact, read, write
 from engine.errors import CheckpointError, EngineWarning
 from engine.sealed import Checksum
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 def _checkpoint(value: float = 1.0) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def test_parts_that_are_summed_while_torch_writes_are_summed_right(
 ) -> None:
     """The archive's directory, which is changed at the end, begins in the middle of a part and fills several."""
     if threads is not None:
-        monkeypatch.setattr("engine.checkpoint_file.checkpoint_threads", threads)
+        monkeypatch.setattr("engine.checkpoint_file.Threads", threads)
     monkeypatch.setattr("engine.sealed._PART", part)
     monkeypatch.setattr("engine.checkpoint_file._PIECE", 100)
     written = {"state_dict": {str(i): torch.randn(1 + 7 * i) for i in range(tensors)}}
@@ -267,6 +268,30 @@ def test_an_interrupt_passes_through_and_leaves_nothing(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         write(_checkpoint(), tmp_path / "a.ckpt")
     assert os.listdir(tmp_path) == []
+
+
+def test_an_interrupt_while_torch_writes_is_no_error_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch turns what is raised in its writer into an error of its own."""
+
+    def interrupt(self: Checksum, size: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checksum, "begin", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write({"state_dict": {"weight": torch.zeros(2 << 20)}}, tmp_path / "a.ckpt")
+    assert os.listdir(tmp_path) == []
+
+
+def test_tensors_that_only_pretend_leave_the_checksum_alone(tmp_path: Path) -> None:
+    """`FakeTensorMode` holds in the thread that enters it."""
+    write(_checkpoint(), tmp_path / "a.ckpt")
+    with FakeTensorMode():  # type: ignore[no-untyped-call]
+        assert read(tmp_path / "a.ckpt")["state_dict"]["weight"].shape == (300, 300)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # type: ignore[no-untyped-call]
+        write({"epoch": 3}, tmp_path / "b.ckpt")
+    assert read(tmp_path / "b.ckpt") == {"epoch": 3}
 
 
 def test_what_killed_processes_left_is_removed_and_what_is_being_written_is_not(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ own: the file (`checkpoint_file`).
 from __future__ import annotations
 
 import copy
+import ctypes
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from .checkpoint_file import CheckpointIO, TorchCheckpointIO
 from .errors import CheckpointError
-from .sealed import checkpoint_threads
+from .sealed import Threads
+
+_LARGE = 1 << 20  # bytes from which another thread copies: to ask one takes as long as to copy a few hundred KiB
 
 
 class AsyncCheckpointIO(CheckpointIO):
@@ -50,8 +53,9 @@ class AsyncCheckpointIO(CheckpointIO):
             failure = error
         self._worker = self._worker or ThreadPoolExecutor(1, "checkpoint-write")
         reusable = type(self.checkpoint_io).save_checkpoint is CheckpointIO.save_checkpoint
-        self._memory = self._memory.released() if reusable else HostMemory()
-        arguments = (snapshot(checkpoint, self._memory), path, *(() if storage_options is None else (storage_options,)))
+        memory, self._memory = self._memory.released() if reusable else HostMemory(), HostMemory()
+        arguments = (snapshot(checkpoint, memory), path, *(() if storage_options is None else (storage_options,)))
+        self._memory = memory  # only now: an interrupt may leave threads that still copy into it
         self._pending = [self._worker.submit(self.checkpoint_io.save_checkpoint, *arguments)]
         if failure is not None:
             raise failure
@@ -97,7 +101,7 @@ class HostMemory:
     def __init__(self) -> None:
         self.copies: dict[tuple[torch.device, int, int], Tensor] = {}
         self.free: dict[int, list[Tensor]] = {}
-        self.under_way: list[Future[Tensor]] = []
+        self.under_way: list[Future[None]] = []
 
     def released(self) -> HostMemory:
         """Return the same memory, all of it free."""
@@ -106,18 +110,22 @@ class HostMemory:
             released.free.setdefault(copied.numel(), []).append(copied)
         return released
 
-    def copy(self, storage: torch.UntypedStorage, threads: ThreadPoolExecutor) -> torch.UntypedStorage:
+    def copy(self, storage: torch.UntypedStorage, threads: Threads) -> torch.UntypedStorage:
         """Return a copy of `storage`, the same one for the same storage; it is whole when `under_way` is done."""
         key = (storage.device, storage.data_ptr(), storage.nbytes())
         if key not in self.copies:
             free = self.free.get(storage.nbytes()) or [torch.empty(storage.nbytes(), dtype=torch.uint8)]
-            self.copies[key] = free.pop()
-            given = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-            if storage.device.type == "cpu":
-                self.under_way.append(threads.submit(self.copies[key].copy_, given))
+            host = self.copies[key] = free.pop()
+            if storage.device.type == "cpu" and storage.nbytes() >= _LARGE:
+                self.under_way.append(threads.submit(_move, host, storage))
             else:  # in this thread, whose stream it is to follow
-                self.copies[key].copy_(given)
+                host.copy_(torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage))
         return self.copies[key].untyped_storage()
+
+
+def _move(host: Tensor, storage: torch.UntypedStorage) -> None:
+    """Copy bytes. `copy_` would do it with as many threads again, or with one, as torch is told."""
+    ctypes.memmove(host.data_ptr(), storage.data_ptr(), storage.nbytes())
 
 
 def snapshot(checkpoint: Any, memory: HostMemory) -> Any:
@@ -125,14 +133,14 @@ def snapshot(checkpoint: Any, memory: HostMemory) -> Any:
 
     Tensors that share a storage, such as tied weights and views, still do.
     """
-    with torch.inference_mode(False), checkpoint_threads() as threads:  # a validation may be saving
+    with torch.inference_mode(False), Threads() as threads:  # a validation may be saving
         copied = _copy(checkpoint, memory, threads)
         for copying in memory.under_way:
             copying.result()
     return copied
 
 
-def _copy(value: Any, memory: HostMemory, threads: ThreadPoolExecutor) -> Any:
+def _copy(value: Any, memory: HostMemory, threads: Threads) -> Any:
     if isinstance(value, Tensor):
         return _copy_tensor(value, memory, threads)
     if isinstance(value, dict):
@@ -145,7 +153,7 @@ def _copy(value: Any, memory: HostMemory, threads: ThreadPoolExecutor) -> Any:
     return copy.deepcopy(value)
 
 
-def _copy_tensor(tensor: Tensor, memory: HostMemory, threads: ThreadPoolExecutor) -> Tensor:
+def _copy_tensor(tensor: Tensor, memory: HostMemory, threads: Threads) -> Tensor:
     plain = tensor.detach()
     is_lazy = plain.is_quantized or plain.is_conj() or plain.is_neg()  # more than its bytes
     if is_lazy or plain.layout != torch.strided or type(plain) is not Tensor:

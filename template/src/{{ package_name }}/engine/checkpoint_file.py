@@ -26,7 +26,7 @@ import torch
 from .distributed import log, rank_zero_warn
 from .errors import CheckpointError, did_you_mean
 from .inert import find_strangers, read_inert
-from .sealed import Checksum, checkpoint_threads, seal, verify
+from .sealed import Checksum, Threads, seal, verify
 
 _HPARAMS_KEYS = {f"{owner}{key}" for owner in ("", "datamodule_") for key in ("hyper_parameters", "hparams_type")}
 _PIECE = 1 << 22  # bytes after which the disk is told to begin; larger wastes overlap (measured 4 to 64 MiB)
@@ -123,7 +123,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _write_sealed(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
-    with checkpoint_threads() as threads:
+    with Threads() as threads:
         sink = _Sink(file, Checksum(file.name, threads))
         try:
             with _without_checksums_of_torch():
@@ -152,7 +152,7 @@ class _Sink:
 
     def __init__(self, file: IO[bytes], checksum: Checksum) -> None:
         self.file, self.checksum = file, checksum
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
         self._written = self._on_its_way = 0
 
     def write(self, data: bytes | memoryview) -> int:
@@ -163,7 +163,7 @@ class _Sink:
                 self._written += self.file.write(data[start : start + _PIECE])
                 if self._written - self._on_its_way >= _PIECE:
                     self._send()
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
         return len(data)

@@ -10,9 +10,10 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 
@@ -86,7 +87,7 @@ def _check(file: IO[bytes]) -> None:
             if record.crc32 and _crc32(file, record) != record.crc32:
                 raise zipfile.BadZipFile(f"the checksum of its record `{record.name}` does not fit")
         return
-    with checkpoint_threads() as threads:
+    with Threads() as threads:
         if Checksum(file.name, threads).of(file.seek(-_SEAL_SIZE, os.SEEK_END)) != expected:
             raise zipfile.BadZipFile("its checksum does not fit")
 
@@ -126,9 +127,23 @@ def _crc32(file: IO[bytes], record: _Record) -> int:
     return checksum
 
 
-def checkpoint_threads() -> ThreadPoolExecutor:
-    """Return threads for the work on one file: one more than there are cores, for they also wait for the disk."""
-    return ThreadPoolExecutor(min(8, 1 + (os.cpu_count() or 1)), "checkpoint")
+class Threads(ThreadPoolExecutor):
+    """Threads for the work on one checkpoint: one more than there are cores, for they also wait for the disk.
+
+    Where none can be started, as when the interpreter is ending, the work is done at once in the caller's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(min(8, 1 + (os.cpu_count() or 1)), "checkpoint")
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:  # type: ignore[override]
+        """Begin `function(*args)`."""
+        try:
+            return super().submit(function, *args)
+        except RuntimeError:
+            done: Future[Any] = Future()
+            done.set_result(function(*args))
+            return done
 
 
 class Checksum:
@@ -139,7 +154,7 @@ class Checksum:
         threads: That do it.
     """
 
-    def __init__(self, path: str | Path, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, path: str | Path, threads: Threads) -> None:
         self.path, self.threads = path, threads
         self._parts: list[Future[bytes]] = []
 
@@ -153,8 +168,9 @@ class Checksum:
         del self._parts[unchanged // _PART :]
         self.begin(size)
         start = len(self._parts) * _PART
-        rest = [self._sum(start, size - start)] if start < size else []
-        return b"%08x" % zlib.crc32(b"".join([*(part.result() for part in self._parts), *rest]))
+        if start < size:
+            self._parts.append(self.threads.submit(self._sum, start, size - start))
+        return b"%08x" % zlib.crc32(b"".join(part.result() for part in self._parts))
 
     def _sum(self, start: int, size: int) -> bytes:
         with open(self.path, "rb", buffering=0) as file:

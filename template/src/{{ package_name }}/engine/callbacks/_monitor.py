@@ -39,9 +39,7 @@ class Monitor:
             raise MisconfigurationException(
                 f"`{owner}(mode={mode!r})`: accepted are 'min' and 'max'.{did_you_mean(str(mode), MODES)}"
             )
-        self.name = name
-        self.mode = mode
-        self.owner = owner
+        self.name, self.mode, self.owner = name, mode, owner
         self.worst = math.inf if mode == "min" else -math.inf
         self.from_validation = False
         self.validated = False

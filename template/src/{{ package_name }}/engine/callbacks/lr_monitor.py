@@ -54,8 +54,7 @@ class LearningRateMonitor(Callback):
                 f"`LearningRateMonitor(logging_interval={logging_interval!r})`: accepted are 'step', 'epoch' and None."
             )
         self.logging_interval = logging_interval
-        self.log_momentum = log_momentum
-        self.log_weight_decay = log_weight_decay
+        self.log_momentum, self.log_weight_decay = log_momentum, log_weight_decay
         self.log_key_prefix = log_key_prefix or ""
         self.lrs: dict[str, list[float]] = {}
 

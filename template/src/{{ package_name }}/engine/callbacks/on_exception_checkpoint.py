@@ -37,8 +37,7 @@ class OnExceptionCheckpoint(Checkpoint):
             raise MisconfigurationException(
                 "`OnExceptionCheckpoint(filename='')`: the name is empty. Leave it out for 'on_exception'."
             )
-        self.dirpath = dirpath
-        self.filename = filename
+        self.dirpath, self.filename = dirpath, filename
         self._trains = False
 
     @property

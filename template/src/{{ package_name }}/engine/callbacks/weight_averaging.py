@@ -56,8 +56,7 @@ class WeightAveraging(Callback):
             raise MisconfigurationException(
                 "`WeightAveraging` was given `avg_fn` and `multi_avg_fn`. Keep one; `multi_avg_fn` is the faster."
             )
-        self._device = device
-        self._use_buffers = use_buffers
+        self._device, self._use_buffers = device, use_buffers
         self._avg_fn = avg_fn
         self._multi_avg_fn = multi_avg_fn or get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
         self._average: list[Tensor] | None = None

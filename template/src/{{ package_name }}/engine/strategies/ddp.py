@@ -58,8 +58,7 @@ class DDPStrategy(ProcessesStrategy):
             start_timeout=start_timeout,
             start_method=start_method,
         )
-        self.ddp_comm_state, self.ddp_comm_wrapper = ddp_comm_state, ddp_comm_wrapper
-        self.ddp_comm_hook = ddp_comm_hook
+        self.ddp_comm_state, self.ddp_comm_hook, self.ddp_comm_wrapper = ddp_comm_state, ddp_comm_hook, ddp_comm_wrapper
         self.options = options
         self._trained: list[int] = []  # identities of the parameters that the wrapper synchronises
         self._frozen: list[nn.Parameter] = []

@@ -43,10 +43,8 @@ class LRFinder:
     """
 
     def __init__(self, mode: str, lr_min: float, lr_max: float, num_training: int) -> None:
-        self.mode = mode
-        self.lr_min = lr_min
-        self.lr_max = lr_max
-        self.num_training = num_training
+        self.mode, self.num_training = mode, num_training
+        self.lr_min, self.lr_max = lr_min, lr_max
         self.results: dict[str, list[float]] = {"lr": [], "loss": []}
         self.parity = False
 

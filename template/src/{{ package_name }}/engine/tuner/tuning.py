@@ -118,14 +118,7 @@ class Tuner:
             MisconfigurationException: A value or a combination that cannot work; several processes; nothing fits.
         """
         finder = BatchSizeFinder(
-            mode,
-            steps_per_trial,
-            init_val,
-            max_trials,
-            batch_arg_name,
-            margin=margin,
-            max_val=max_val,
-            effective_batch_size=effective_batch_size,
+            mode, steps_per_trial, init_val, max_trials, batch_arg_name, margin, max_val, effective_batch_size
         )
         self._search(finder, model, method, (train_dataloaders, val_dataloaders), dataloaders, datamodule)
         if self._trainer.fast_dev_run:
