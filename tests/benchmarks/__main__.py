@@ -1,7 +1,7 @@
 """Measure the engine against a hand-written loop and against Lightning, in one run on one machine.
 
     python -m tests.benchmarks                 every row; some twenty minutes
-    python -m tests.benchmarks --quick         roughly, in under a minute; without checkpoints and two processes
+    python -m tests.benchmarks --quick         roughly, in under a minute; without what needs processes of its own
     python -m tests.benchmarks --only tiny     one row
     python -m tests.benchmarks --write         the table into docs/{en,ja}/reference/speed-table.md
 
