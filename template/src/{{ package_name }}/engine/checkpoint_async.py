@@ -133,7 +133,7 @@ def snapshot(checkpoint: Any, memory: HostMemory) -> Any:
 
     Tensors that share a storage, such as tied weights and views, still do.
     """
-    with torch.inference_mode(False), Threads() as threads:  # a validation may be saving
+    with torch.inference_mode(False), Threads() as threads:  # memory made in it serves in it alone
         copied = _copy(checkpoint, memory, threads)
         for copying in memory.under_way:
             copying.result()

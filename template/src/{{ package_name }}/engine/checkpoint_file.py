@@ -4,7 +4,7 @@ Owns: one file, and the `CheckpointIO` that writes it. Does not own: what a chec
 the background (`checkpoint_async`) and how long it is kept (the ModelCheckpoint callback).
 
 A file is what `torch.save` writes, a zip archive that torch and Lightning read, with a checksum of all its bytes in the
-archive's comment. The disk is told to begin while torch is still writing; reading maps the file into memory.
+archive's comment. The sums and the disk begin while torch is still writing; reading maps the file into memory.
 """
 
 from __future__ import annotations

@@ -164,7 +164,12 @@ class Checksum:
             self._parts.append(self.threads.submit(self._sum, start, _PART))
 
     def of(self, size: int, unchanged: int = 0) -> bytes:
-        """Return the checksum, in hexadecimal, of the first `size` bytes, of which so many are as when they began."""
+        """Return the checksum, in hexadecimal, of the first `size` bytes.
+
+        Args:
+            size: Of the file, or of the part of it that counts.
+            unchanged: How many bytes are as they were at `begin`; parts that reach beyond are summed anew.
+        """
         del self._parts[unchanged // _PART :]
         self.begin(size)
         start = len(self._parts) * _PART
